@@ -1,0 +1,9 @@
+"""Compiled recurrent networks: forward, back-propagation through time, Jacobian norms."""
+
+__version__ = "0.1.0"
+
+from .networks import RNN
+from .threads import get_num_threads, set_num_threads
+from .trace import Gradients, Trace
+
+__all__ = ["RNN", "Gradients", "Trace", "get_num_threads", "set_num_threads"]

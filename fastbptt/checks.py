@@ -1,0 +1,137 @@
+"""Every check of an argument and every error text: no kernel sees what was not checked here.
+
+Each message names the argument, what was expected, what came and, where one helps, a hint.
+"""
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def dtype(value: Any) -> np.dtype:
+    """float32 or float64."""
+    try:
+        result = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {value!r}") from None
+    if result not in DTYPES:
+        raise TypeError(f"dtype: expected float32 or float64, got {result}")
+    return result
+
+
+def size(value: Any, name: str, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    try:
+        result = operator.index(value)
+    except TypeError:
+        result = None
+    if result is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if result < least:
+        raise ValueError(f"{name}: expected at least {least}, got {result}")
+    return result
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """One of a few words."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def probability(value: Any, name: str) -> float:
+    """A number strictly between 0 and 1."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    if not 0 < result < 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1, got {result}")
+    return result
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """The Generator that `rng` is or seeds."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng: expected an int of at least 0, a numpy Generator or None, got {rng!r}"
+        ) from None
+
+
+def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
+    """A float array of the dtype wanted: nothing is converted, so that nothing is lost unsaid."""
+    try:
+        result = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected an array of {expected}, got {type(value).__name__}: {error}") from None
+    if result.dtype != expected:
+        raise TypeError(
+            f"{name}: expected {expected}, got {result.dtype}; "
+            f"convert it with np.asarray({name.split('[')[0]}, np.{expected}), or make the net of its dtype"
+        )
+    return result
+
+
+def read_only(y: np.ndarray) -> np.ndarray:
+    """A view that cannot be written through.
+
+    Inputs reach the kernels as such, all of them: Numba would compile a kernel once for arrays that
+    may be written and once more for those that may not.
+    """
+    view = y.view()
+    view.flags.writeable = False
+    return view
+
+
+def shaped(value: Any, name: str, expected: np.dtype, shape: tuple[int, ...], hint: str = "") -> np.ndarray:
+    """An array of one shape."""
+    result = array(value, name, expected)
+    if result.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {result.shape}{hint and '; ' + hint}")
+    return result
+
+
+def sequence(x: Any, name: str, expected: np.dtype, features: int, batch_first: bool) -> np.ndarray:
+    """An input (T,B,I), (B,T,I) if `batch_first`, or (T,I) unbatched."""
+    result = array(x, name, expected)
+    wanted = f"(B, T, {features})" if batch_first else f"(T, B, {features})"
+    if result.ndim not in (2, 3):
+        raise ValueError(f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}")
+    if result.shape[-1] != features:
+        raise ValueError(
+            f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}; "
+            f"is input_size {result.shape[-1]}?"
+        )
+    return result
+
+
+def parameters(
+    mapping: Any, shapes: Mapping[str, tuple[int, ...]], expected: np.dtype
+) -> dict[str, np.ndarray]:
+    """A state dict; every missing, unexpected and misshapen key is named in one error."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"state_dict: expected a mapping, got {type(mapping).__name__}")
+    faults = [f"{name} is missing" for name in shapes if name not in mapping]
+    faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
+    arrays = {name: array(mapping[name], name, expected) for name in shapes if name in mapping}
+    faults += [
+        f"{name} has shape {value.shape}, expected {shapes[name]}"
+        for name, value in arrays.items()
+        if value.shape != shapes[name]
+    ]
+    if faults:
+        raise ValueError("state_dict: " + "; ".join(faults))
+    return arrays

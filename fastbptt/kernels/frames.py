@@ -1,0 +1,81 @@
+"""Orthonormal frames that ride along a product of Jacobians, and the triangular factor they leave.
+
+P V = Q R with V (N,k) orthonormal: Q is the frame, stored as k rows; R = diag(2^e) U keeps its rows
+scaled by exact powers of two, so that nothing overflows however long the product
+(Benettin et al. 1980; Geist, Parlitz, Lauterborn 1990; spectral.md sections 1 and 6).
+"""
+
+import math
+
+import numpy as np
+
+from .jit import kernel
+
+EMPTY = -(2**62)  # the exponent of a row of zeros
+
+
+@kernel
+def orthonormalise(frame, R):
+    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, by Gram-Schmidt done twice; R float64.
+
+    A row that lies in the span of those before it to rounding becomes zero, as does its R_ii.
+    """
+    k, N = frame.shape
+    number = frame.dtype.type
+    tiny = N * np.finfo(frame.dtype).eps
+    for i in range(k):
+        for m in range(k):
+            R[m, i] = 0
+        energy = 0.0  # in float64: float32 squares overflow from 2^64 on
+        for j in range(N):
+            energy += np.float64(frame[i, j]) * np.float64(frame[i, j])
+        exponent = math.frexp(math.sqrt(energy))[1]
+        scale = number(math.ldexp(1.0, -exponent))
+        for j in range(N):
+            frame[i, j] *= scale
+        for _ in range(2):
+            for m in range(i):
+                dot = number(0)
+                for j in range(N):
+                    dot += frame[m, j] * frame[i, j]
+                for j in range(N):
+                    frame[i, j] -= dot * frame[m, j]
+                R[m, i] += dot
+        square = number(0)
+        for j in range(N):
+            square += frame[i, j] * frame[i, j]
+        norm = math.sqrt(square)
+        if norm <= tiny:
+            norm = number(0)
+        inverse = number(1) / norm if norm > number(0) else norm * number(0)  # 0, or a NaN kept
+        for j in range(N):
+            frame[i, j] *= inverse
+        R[i, i] = norm
+        for m in range(i + 1):
+            R[m, i] = math.ldexp(R[m, i], exponent)
+
+
+@kernel
+def multiply_factor(R, U, e, row):
+    """diag(2^e) U <- R diag(2^e) U for upper triangular R, U (k,k); row (k,) is work space."""
+    k = R.shape[0]
+    for i in range(k):
+        top = EMPTY
+        for m in range(i, k):
+            if R[i, m] != 0 and e[m] > EMPTY:
+                top = max(top, e[m] + math.frexp(R[i, m])[1])
+        for j in range(k):
+            row[j] = 0
+        for m in range(i, k):
+            if e[m] > EMPTY:
+                shift = max(e[m] - top, -4000)  # below every double: so little adds nothing
+                weight = math.ldexp(R[i, m], shift)
+                for j in range(m, k):
+                    row[j] += weight * U[m, j]
+        total = 0.0
+        for j in range(i, k):
+            total += abs(row[j])
+        exponent = math.frexp(total)[1]
+        for j in range(k):
+            U[i, j] = math.ldexp(row[j], -exponent)
+        e[i] = top + exponent if total != 0 else EMPTY

@@ -1,0 +1,99 @@
+"""How every kernel is compiled, cached and dispatched: the only file that names Numba's options.
+
+The flags (design.md D3, D5, D8): `contract` allows fused multiply-adds, `reassoc` and `nsz` let
+loops vectorise; never `nnan` or `ninf`, because a NaN must stay a NaN.  `error_model="numpy"` keeps
+divisions free of branches, `nogil` lets a thread pool run kernels side by side.  Elementary
+functions are compiled `exact`: `reassoc` would merge the two halves of a range reduction.
+"""
+
+import functools
+import hashlib
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import overload
+
+_FLAGS: dict[str, Any] = {
+    "fastmath": {"contract", "reassoc", "nsz"},
+    "error_model": "numpy",
+    "nogil": True,
+}
+_EXACT_FLAGS: dict[str, Any] = {**_FLAGS, "fastmath": {"contract"}}
+
+
+@functools.cache
+def source_stamp() -> str:
+    """A hash of every source file of the package: Numba itself would look at one file only."""
+    package = pathlib.Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _warn_uncached(reason: str) -> None:
+    warnings.warn(
+        f"fastbptt compiles anew in every process: {reason}; set NUMBA_CACHE_DIR to a writable "
+        "folder of your own",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+class _PackageCache(FunctionCache):
+    """Numba's disk cache, made stale by a change to any file of the package (design.md D7)."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._cache_file = IndexDataCacheFile(
+            self._cache_path, self._impl.filename_base, source_stamp()
+        )
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:  # the folder was writable at import and is not any more, or the disk is full
+            _warn_uncached("the cache folder cannot be written")
+
+
+def kernel(func: Callable[..., Any] | None = None, *, exact: bool = False) -> Any:
+    """Compile `func` on its first call; `exact` keeps the written order of every sum."""
+    if func is None:
+        return functools.partial(kernel, exact=exact)
+    dispatcher = njit(**(_EXACT_FLAGS if exact else _FLAGS))(func)
+    try:
+        dispatcher._cache = _PackageCache(func)
+    except RuntimeError:  # no locator found a folder it may write to
+        _warn_uncached("no cache folder can be written")
+    return dispatcher
+
+
+_implementations: dict[Callable[..., Any], dict[Any, Callable[..., Any]]] = {}
+
+
+def implements(
+    stub: Callable[..., Any], tag: Any, *, exact: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The decorated function is what `stub` means where its first argument is a `tag`.
+
+    `tag` is a NamedTuple class or a Numba type such as `numba.float32`; kernels call `stub` and
+    Numba picks by type while it compiles.  All implementations of one stub share `exact`.
+    """
+
+    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        if stub not in _implementations:
+            table = _implementations[stub] = {}
+            # strict=False: Numba would compare the argument names of the chooser and of the chosen
+            overload(stub, jit_options=_EXACT_FLAGS if exact else _FLAGS, strict=False)(
+                lambda *args: table.get(getattr(args[0], "instance_class", args[0]))
+            )
+        _implementations[stub][tag] = implementation
+        return implementation
+
+    return register

@@ -1,0 +1,211 @@
+"""Matrix products over packed weights, and the weight gradient (design.md D2, D4).
+
+Weights (N,K) are packed into panels of `VECTORS` registers: panel p holds, for each k in turn, the
+weights of its outputs n, so that a tile reads forwards only.  N is padded with zeros to a multiple
+of the register; where that leaves one register over, the last panel is one register wide.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .jit import kernel
+from .simd import PANELS, ROWS, VECTORS, copy_panel_row, lanes, rows, shifted, tile
+
+BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
+GRADIENT_ROWS = 256  # rows of one partial sum: a packed panel of them, 32 KB, stays in L1
+
+
+def padded(n: int, dtype: Any) -> int:
+    """n rounded up to whole registers."""
+    return -(-n // lanes(dtype)) * lanes(dtype)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that begins on a cache line: a register across two costs double."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    offset = -raw.ctypes.data % 64
+    return raw[offset : offset + size].view(dtype).reshape(shape)
+
+
+def pack(weights: np.ndarray) -> np.ndarray:
+    """weights (N,K) of any layout -> its panels, flat, padded(N)·K elements."""
+    N, K = weights.shape
+    panels = aligned((padded(N, weights.dtype) * K,), weights.dtype)
+    base = weights if weights.flags.c_contiguous else weights.T
+    base = np.ascontiguousarray(base)
+    strides = (K, 1) if weights.flags.c_contiguous else (1, N)
+    _pack(base.reshape(-1), strides[0], strides[1], N, K, panels, lanes(weights.dtype))
+    return panels
+
+
+@kernel
+def _pack(weights, n_stride, k_stride, N, K, panels, width):
+    """panels[n0·K + k·m + n - n0] = weights[n,k] for the panel n0 .. n0+m of output n."""
+    Np = panels.size // K
+    for n0 in range(0, Np, VECTORS * width):
+        m = min(VECTORS * width, Np - n0)
+        for n in range(n0, n0 + m):
+            to = n0 * K + n - n0
+            if n < N:
+                for k in range(K):
+                    panels[to + k * m] = weights[n * n_stride + k * k_stride]
+            else:
+                for k in range(K):
+                    panels[to + k * m] = 0
+
+
+# Names and not a table: Numba sees intrinsics as globals only.
+_tile1, _tile2, _tile3, _tile4, _tile5, _tile6, _tile7, _tile8 = (tile(r) for r in range(1, 9))
+_half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
+    tile(r, vectors=1) for r in range(1, 9)
+)
+_wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
+_WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
+_turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
+    tile(r, transposed=True) for r in range(1, 9)
+)
+
+
+@kernel
+def _full_tile(height, A, W, K, S, C):
+    """C = S + A W' for one panel and `height` rows."""
+    if height == 8:
+        _tile8(A, W, K, S, C)
+    elif height == 7:
+        _tile7(A, W, K, S, C)
+    elif height == 6:
+        _tile6(A, W, K, S, C)
+    elif height == 5:
+        _tile5(A, W, K, S, C)
+    elif height == 4:
+        _tile4(A, W, K, S, C)
+    elif height == 3:
+        _tile3(A, W, K, S, C)
+    elif height == 2:
+        _tile2(A, W, K, S, C)
+    else:
+        _tile1(A, W, K, S, C)
+
+
+@kernel
+def _half_tile(height, A, W, K, S, C):
+    """C = S + A W' for the last panel, one register wide, and `height` rows."""
+    if height == 8:
+        _half8(A, W, K, S, C)
+    elif height == 7:
+        _half7(A, W, K, S, C)
+    elif height == 6:
+        _half6(A, W, K, S, C)
+    elif height == 5:
+        _half5(A, W, K, S, C)
+    elif height == 4:
+        _half4(A, W, K, S, C)
+    elif height == 3:
+        _half3(A, W, K, S, C)
+    elif height == 2:
+        _half2(A, W, K, S, C)
+    else:
+        _half1(A, W, K, S, C)
+
+
+@kernel
+def _turned_tile(height, A, W, K, S, C):
+    """C = S + A' W for one panel and `height` columns of A."""
+    if height == 8:
+        _turn8(A, W, K, S, C)
+    elif height == 7:
+        _turn7(A, W, K, S, C)
+    elif height == 6:
+        _turn6(A, W, K, S, C)
+    elif height == 5:
+        _turn5(A, W, K, S, C)
+    elif height == 4:
+        _turn4(A, W, K, S, C)
+    elif height == 3:
+        _turn3(A, W, K, S, C)
+    elif height == 2:
+        _turn2(A, W, K, S, C)
+    else:
+        _turn1(A, W, K, S, C)
+
+
+@kernel
+def panel_matmul(A, M, W, K, width, N, S, C):
+    """C = S + A W' over M rows and N outputs, of which the first begins a panel.
+
+    A, S and C are `rows`, W those at the first panel; `width` is the lanes of a register.
+    """
+    panel = VECTORS * width
+    j = 0
+    while j < N:
+        w = shifted(W, j * K, panel * K)
+        s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
+        if M == 1 and j + _WIDE1 * panel <= N:
+            _wide1(A, w, K, s, c)
+            j += _WIDE1 * panel
+        elif M == 2 and j + _WIDE2 * panel <= N:
+            _wide2(A, w, K, s, c)
+            j += _WIDE2 * panel
+        elif M == 3 and j + _WIDE3 * panel <= N:
+            _wide3(A, w, K, s, c)
+            j += _WIDE3 * panel
+        else:
+            r, tiles = 0, (M + ROWS - 1) // ROWS
+            while r < M:  # tiles of nearly equal height: a last one of one row would cost as three
+                height = (M - r + tiles - 1) // tiles
+                a = shifted(A, r * A[1], A[1])
+                if j + panel <= N:
+                    _full_tile(height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1]))
+                else:
+                    _half_tile(height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1]))
+                r += height
+                tiles -= 1
+            j += panel
+
+
+@kernel
+def weight_gradient(da, b, gradient, first, last, packed):
+    """gradient[i,j] += sum_s da[s,i] b[s,j] for the panels first <= p < last of j.
+
+    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed (GRADIENT_ROWS, panel) is scratch.
+    Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
+    """
+    S, Hp = da.shape
+    K = b.shape[1]
+    H, Kp = gradient.shape
+    panel = packed.shape[1]
+    for s0 in range(0, S, GRADIENT_ROWS):
+        n = min(GRADIENT_ROWS, S - s0)
+        for j in range(first * panel, last * panel, panel):
+            if j + panel <= K:
+                for s in range(n):
+                    copy_panel_row(rows(b, (s0 + s) * K + j, K), rows(packed, s * panel, panel))
+            else:
+                packed[:n] = 0
+                for s in range(n):
+                    for i in range(K - j):
+                        packed[s, i] = b[s0 + s, j + i]
+            i, tiles = 0, (H + ROWS - 1) // ROWS
+            while i < H:
+                height = (H - i + tiles - 1) // tiles
+                c = rows(gradient, i * Kp + j, Kp)
+                _turned_tile(height, rows(da, s0 * Hp + i, Hp), rows(packed, 0, panel), n, c, c)
+                i += height
+                tiles -= 1
+
+
+@kernel
+def bias_gradient(da, gradient, partial):
+    """gradient[j] += sum_s da[s,j], in sums of GRADIENT_ROWS rows; partial (Hp,) is scratch."""
+    S, Hp = da.shape
+    for s0 in range(0, S, GRADIENT_ROWS):
+        for j in range(Hp):
+            partial[j] = 0
+        for s in range(s0, min(s0 + GRADIENT_ROWS, S)):
+            for j in range(Hp):
+                partial[j] += da[s, j]
+        for j in range(Hp):
+            gradient[j] += partial[j]

@@ -1,0 +1,185 @@
+"""The register tile of the matrix products, written as vector IR by one factory (design.md D2).
+
+LLVM vectorises one row of a product well and several rows badly, so the tile says in IR what must
+stay in registers.  Nothing outside this file knows how wide a register is but through `LANES`.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_features = binding.get_host_cpu_features()
+REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
+
+VECTORS = 2  # registers a panel of packed weights is wide
+# Rows of a tile.  8 x 2 accumulators, 2 weights and a broadcast fill AVX-512's and NEON's 32
+# registers without a spill; 12 x 2 spilled and was a third slower.  AVX2 has 16 registers: 6 x 2.
+ROWS = 6 if REGISTER_BYTES == 32 else 8
+# A tile of few rows takes several panels side by side: two accumulators alone wait for the latency
+# of the FMA, and one stream of weights reads L2 at half its bandwidth.
+PANELS = {1: 4, 2: 4, 3: 2} if ROWS == 8 else {1: 4, 2: 2, 3: 2}
+
+
+def lanes(dtype: Any) -> int:
+    """Elements of one register; every padded axis is a multiple of this."""
+    return REGISTER_BYTES // np.dtype(dtype).itemsize
+
+
+@intrinsic
+def rows(typingctx, array, offset, stride):
+    """(pointer, stride): rows of `array` from flat element `offset`, `stride` elements apart.
+
+    A pointer and not a slice: slices count references, atomically, in the time loop.
+    """
+    pointer = types.CPointer(array.dtype)
+    sig = types.Tuple((pointer, types.intp))(array, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        array, offset, stride = args
+        data = context.make_array(sig.args[0])(context, builder, array).data
+        return context.make_tuple(
+            builder, sig.return_type, (builder.gep(data, [offset]), stride)
+        )
+
+    return sig, codegen
+
+
+@intrinsic
+def shifted(typingctx, place, offset, stride):
+    """The rows `place` begun `offset` elements later and `stride` elements apart."""
+    sig = place(place, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        place, offset, stride = args
+        pointer, _ = cgutils.unpack_tuple(builder, place)
+        return context.make_tuple(
+            builder, sig.return_type, (builder.gep(pointer, [offset]), stride)
+        )
+
+    return sig, codegen
+
+
+@intrinsic
+def copy_panel_row(typingctx, source, target):
+    """One row of a panel, `VECTORS` registers, from where `source` points to where `target` does.
+
+    All loads before all stores: a loop in Numba must fear that the two arrays overlap.
+    """
+
+    def codegen(context, builder, sig, args):
+        (s, _), (t, _) = (cgutils.unpack_tuple(builder, arg) for arg in args)
+        vector, size = _vector(source)
+        registers = [
+            builder.load(_register(builder, s, v, vector), align=size, typ=vector)
+            for v in range(VECTORS)
+        ]
+        for v, register in enumerate(registers):
+            builder.store(register, _register(builder, t, v, vector)).align = size
+        return context.get_dummy_value()
+
+    return types.void(source, target), codegen
+
+
+def _vector(place: Any) -> tuple[ir.VectorType, int]:
+    """The register of the elements that the Numba type of `rows` points to, and their bytes."""
+    single = place[0].dtype == types.float32
+    size = 4 if single else 8
+    return ir.VectorType(ir.FloatType() if single else ir.DoubleType(), REGISTER_BYTES // size), size
+
+
+def _register(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorType) -> Any:
+    """A pointer to the v-th register from `pointer` on."""
+    pointer = builder.gep(pointer, [ir.IntType(64)(v * vector.count)])
+    return builder.bitcast(pointer, vector.as_pointer())
+
+
+def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool = False) -> Any:
+    """A kernel for `height` rows of C and `panels` panels of packed weights.
+
+    C = S + A W, each element one sum over k in order, begun at S: its bits do not depend on the
+    tile it falls into.  If `transposed`, C = S + (A' W), the sum begun at 0.
+    A, W, S and C are `rows`: A (height,K), or (K,height) if `transposed`; W (panels,K,width) with
+    the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
+    all rows.
+    """
+
+    @intrinsic
+    def kernel(typingctx, A, W, K, S, C):
+        sig = types.void(A, W, types.intp, S, C)
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        vector, size = _vector(W)
+        width = vector.count
+        undefined = ir.Constant(vector, ir.Undefined)
+        everywhere = ir.Constant(ir.VectorType(i32, width), [0] * width)
+
+        def codegen(context, builder, sig, args):
+            (a, lda), (w, ldw), (s, lds), (c, ldc) = (
+                cgutils.unpack_tuple(builder, args[i]) for i in (0, 1, 3, 4)
+            )
+            K = args[2]
+            fma = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(vector, [vector] * 3),
+                f"llvm.fma.v{width}f{8 * size}",
+            )
+
+            def register(pointer, v):
+                return _register(builder, pointer, v, vector)
+
+            def row(pointer, stride, r):
+                return builder.gep(pointer, [builder.mul(stride, i64(r))])
+
+            across = range(panels * vectors)
+            starts = [register(row(s, lds, r), v) for r in range(height) for v in across]
+            cells = [register(row(c, ldc, r), v) for r in range(height) for v in across]
+            if transposed:
+                start = [ir.Constant(vector, [0.0] * width) for _ in starts]
+            else:
+                start = [builder.load(p, align=size, typ=vector) for p in starts]
+            entry = builder.block
+            loop, done = builder.append_basic_block("k"), builder.append_basic_block("end")
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            k = builder.phi(i64)
+            k.add_incoming(i64(0), entry)
+            sums = [builder.phi(vector) for _ in start]
+            weights = [
+                builder.load(register(row(row(w, ldw, p), k, vectors * width), v), align=size,
+                             typ=vector)
+                for p in range(panels)
+                for v in range(vectors)
+            ]
+            updated = []
+            for r in range(height):
+                if transposed:
+                    source = builder.gep(a, [builder.add(builder.mul(k, lda), i64(r))])
+                else:
+                    source = builder.gep(a, [builder.add(builder.mul(lda, i64(r)), k)])
+                one = builder.insert_element(undefined, builder.load(source, typ=vector.element), i32(0))
+                one = builder.shuffle_vector(one, undefined, everywhere)
+                updated += [
+                    builder.call(fma, [one, weights[v], sums[r * len(across) + v]]) for v in across
+                ]
+            following = builder.add(k, i64(1))
+            k.add_incoming(following, loop)
+            for phi, first, later in zip(sums, start, updated, strict=True):
+                phi.add_incoming(first, entry)
+                phi.add_incoming(later, loop)
+            builder.cbranch(builder.icmp_signed("<", following, K), loop, done)
+
+            builder.position_at_end(done)
+            if transposed:
+                late = [builder.load(p, align=size, typ=vector) for p in starts]
+                updated = [builder.fadd(s, u) for s, u in zip(late, updated, strict=True)]
+            for pointer, total in zip(cells, updated, strict=True):
+                builder.store(total, pointer).align = size
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return kernel

@@ -1,0 +1,99 @@
+"""A plain thread pool over serial kernels that release the GIL (design.md D5)."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+_WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+_count: int | None = None
+
+
+def _default_count() -> int:
+    """OMP_NUM_THREADS, as NumPy and torch read it, or the cores this process may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux knows affinities
+        return os.cpu_count() or 1
+
+
+def get_num_threads() -> int:
+    """Threads that a call from the main thread uses; a call from any other thread uses one.
+
+    Examples
+    --------
+    >>> import fastbptt as fb
+    >>> fb.get_num_threads() >= 1
+    True
+    """
+    return _default_count() if _count is None else _count
+
+
+def set_num_threads(count: int) -> None:
+    """Set the number of threads; results do not depend on it, to the bit.
+
+    Parameters
+    ----------
+    count : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `count` is not an integer, or below 1.
+    """
+    global _count, _pool
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"count: expected an int, got {type(count).__name__}")
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    with _lock:
+        _count = count
+        if _pool is not None:
+            _pool.shutdown(wait=False)
+            _pool = None
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), "fastbptt")
+        return _pool
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads, and perhaps a lock one of them held."""
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def share(work: Callable[[int, int], None], size: int, cost: float) -> None:
+    """Call work(first, last) for slices that together make up range(size), side by side.
+
+    `cost` is the multiply-adds of all the work.  A thread that is not the main one may be a worker
+    of Dask or joblib, whose other workers have the other cores: it shares nothing.
+    """
+    count = min(get_num_threads(), size)
+    if count <= 1 or cost < _WORTH_SHARING or threading.current_thread() is not threading.main_thread():
+        if size:
+            work(0, size)
+        return
+    cuts = [size * i // count for i in range(count + 1)]
+    pool = _executor()
+    others = [pool.submit(work, cuts[i], cuts[i + 1]) for i in range(1, count)]
+    try:
+        work(cuts[0], cuts[1])
+    finally:
+        for other in others:
+            other.result()
