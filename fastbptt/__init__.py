@@ -3,7 +3,16 @@
 __version__ = "0.1.0"
 
 from .networks import RNN
+from .spectral import JacobianStream, StreamResult
 from .threads import get_num_threads, set_num_threads
 from .trace import Gradients, Trace
 
-__all__ = ["RNN", "Gradients", "Trace", "get_num_threads", "set_num_threads"]
+__all__ = [
+    "RNN",
+    "Gradients",
+    "JacobianStream",
+    "StreamResult",
+    "Trace",
+    "get_num_threads",
+    "set_num_threads",
+]

@@ -1,0 +1,363 @@
+"""The norm of a Jacobian product of any length, while the sequence streams by."""
+
+import math
+import os
+import tempfile
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..kernels import stream as kernels
+from ..kernels.panels import aligned, padded
+from ..kernels.simd import lanes
+from ..kernels.sweeps import CHUNK_ROWS
+from ..networks import RNN
+from ..threads import share
+from ..trace import Layout
+from .factors import BlockNorms, block_norms, expected_shortfall, upper_margin
+
+_CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
+_CURVE = 4096  # points of the growth curve kept; when there are more, every second is dropped
+_FORMAT = "fastbptt.JacobianStream/1"
+
+
+class StreamResult(NamedTuple):
+    """What `JacobianStream.result` returns; arrays over the batch (B,), or scalars if unbatched.
+
+    Logs are natural, so norms are in nats and exponents in nats per step.
+    """
+
+    steps: int
+    lower: Any  # log ||P V||: log ||dh_T/dh_0|| is at least this, but for rounding
+    estimate: Any
+    upper: Any  # log ||dh_T/dh_0|| is at most this, but with probability delta
+    delta: float
+    note: str  # how the estimate was made
+    exponents: np.ndarray  # (B,k): finite-time Lyapunov exponents after the burn-in
+    standard_error: np.ndarray  # (B,k); NaN with fewer than 8 blocks of steps
+    curve_steps: np.ndarray  # (C,): the ends of the chunks
+    curve_lower: np.ndarray  # (C,B), and so on
+    curve_estimate: np.ndarray
+    curve_upper: np.ndarray
+    state: np.ndarray  # (1,B,H): h_T
+
+
+class JacobianStream:
+    """Norm and exponents of dh_T/dh_0 = J_T ... J_1 in one pass, in memory O(B H k) for any T.
+
+    k random probes ride with the state through the same panel of weights.  They are
+    orthonormalised when their measured conditioning asks for it, and the whole triangular factor
+    is kept, its rows scaled by exact powers of two.
+
+    Parameters
+    ----------
+    net : RNN
+    probes : int
+        k, at least 1; no more than H are used, and with H of them the norm is exact.
+    rng : int, numpy.random.Generator or None
+        Draws the Gaussian block, the same for every sequence of the batch: a sequence's bits do
+        not depend on the batch it is in.
+    state : ndarray (1,B,H), or (1,H) for unbatched chunks, optional
+        h_0; zeros if None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    `lower` and `upper` are those of spectral.md section 1: with Omega (H,k) of iid N(0,1) and
+    V its orthonormal factor, log ||P V|| <= log ||P|| <= log ||P Omega|| + margin(k, delta), the
+    second but with probability delta (chi^2 tail; cf. Dixon 1983; Halko, Martinsson, Tropp 2011).
+    The margin at delta = 0.05, k = 8 is -0.37 nats, whatever T.  Rounding moves all three by about
+    T·eps·sqrt(H) nats at the very worst, as a random walk by sqrt(T) of it.  In float32 a slope
+    below 1e-38 is zero.  Exponents: Benettin et al. 1980.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> stream = fb.JacobianStream(fb.RNN(3, 16, rng=0), probes=4, rng=0)
+    >>> for chunk in np.split(np.ones((1000, 3), np.float32), 10):
+    ...     stream.update(chunk)
+    >>> result = stream.result()
+    >>> bool(result.lower <= result.estimate <= result.upper < 0)
+    True
+    """
+
+    def __init__(self, net: RNN, probes: int = 8, rng: Any = 0, state: Any = None) -> None:
+        if not isinstance(net, RNN):
+            raise TypeError(f"net: expected an RNN, got {type(net).__name__}")
+        H = net.hidden_size
+        self.net = net
+        self.probes = min(checks.size(probes, "probes"), H)
+        self.steps = 0
+        omega = checks.generator(rng).standard_normal((H, self.probes))
+        self._V, self._R0 = np.linalg.qr(omega)
+        self._layout: Layout | None = None
+        self._carried: kernels.Stream | None = None
+        self._curve: list[tuple[int, BlockNorms]] = []
+        self._curve_stride = 1
+        self._updates = 0
+        self._weights = net.weights
+        if state is not None:
+            state = checks.array(state, "state", net.dtype)
+            if state.ndim not in (2, 3):
+                raise ValueError(f"state: expected (1, B, {H}) or (1, {H}), got {state.shape}")
+            self._begin(state, state.shape[-2], Layout(net.batch_first, state.ndim == 2))
+
+    def _begin(self, state: Any, B: int, layout: Layout) -> None:
+        """Set up what is carried for B sequences."""
+        k, H, dtype = self.probes, self.net.hidden_size, self.net.dtype
+        panel = aligned((2, B, 1 + k, padded(H, dtype)), dtype)
+        panel[:] = 0
+        panel[0, :, 0, :H] = self.net.initial_state(state, B, layout)
+        panel[0, :, 1:, :H] = self._V.T
+        self._layout = layout
+        self._carried = kernels.Stream(
+            panel=panel,
+            U=np.broadcast_to(np.eye(k), (B, k, k)).copy(),
+            e=np.zeros((B, k), np.int64),
+            since=np.zeros(B, np.int64),
+            interval=np.ones(B, np.int64),
+            running=np.zeros((B, k)),
+            running_steps=np.zeros(B, np.int64),
+            blocks=np.zeros((B, kernels.BLOCKS, k)),
+            block_steps=np.zeros((B, kernels.BLOCKS), np.int64),
+            block_count=np.zeros(B, np.int64),
+            block_length=np.ones(B, np.int64),
+        )
+
+    def update(self, x: Any) -> None:
+        """Carry the stream over a chunk; any cut into chunks gives the same bits.
+
+        Parameters
+        ----------
+        x : ndarray (T,B,I), (B,T,I) if the net is `batch_first`, or (T,I)
+            The next T steps, T >= 0; B and the rank stay those of the first chunk.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape; RuntimeError if the net's weights were changed since.
+        """
+        x, layout = self.net.time_major(x)
+        T, B, I = x.shape
+        if self.net.weights is not self._weights:
+            raise RuntimeError("net: its weights changed while the stream was under way")
+        if self._carried is None:
+            self._begin(None, B, layout)
+        carried = self._carried
+        assert carried is not None
+        if layout != self._layout or B != carried.since.size:
+            raise ValueError(
+                f"x: expected {'an unbatched chunk' if self._layout.unbatched else f'B = {carried.since.size}'}"
+                f" as before, got shape {layout.shape(T, B, I)}"
+            )
+        H, dtype = self.net.hidden_size, self.net.dtype
+        cost = B * H * (I + H * (1 + self.probes))  # multiply-adds of a step
+        ax = aligned((max(1, CHUNK_ROWS // max(B, 1)), B, padded(H, dtype)), dtype)
+        length = max(1, int(_CALL / max(cost, 1)))
+        for t0 in range(0, T, length):
+            part, start = x[t0 : t0 + length], self.steps
+
+            def rows(b0: int, b1: int, part: np.ndarray = part, start: int = start) -> None:
+                kernels.stream(self._weights.cell, part, ax, lanes(dtype), start, b0, b1, carried)
+
+            share(rows, B, cost * len(part))
+            self.steps += len(part)
+        self._note_curve()
+
+    def _note_curve(self) -> None:
+        if self._updates % self._curve_stride == 0:
+            self._curve.append((self.steps, self._norms()))
+        self._updates += 1
+        if len(self._curve) > _CURVE:
+            del self._curve[1::2]
+            self._curve_stride *= 2
+
+    def _norms(self) -> BlockNorms:
+        """The norms now, from a copy of the frames."""
+        s, H = self._carried, self.net.hidden_size
+        assert s is not None
+        frames = s.panel[self.steps % 2, :, 1:, :H].astype(np.float64)  # (B,k,H)
+        known = np.isfinite(frames).all(axis=(1, 2))
+        R = np.linalg.qr(np.where(known[:, None, None], frames, 0.0).swapaxes(1, 2), mode="r")
+        R[~known] = np.nan
+        return block_norms(R, s.U, s.e, self._R0)
+
+    def result(self, delta: float = 0.05) -> StreamResult:
+        """The interval of log ||dh_T/dh_0||, the growth curve and the exponents so far.
+
+        Parameters
+        ----------
+        delta : float
+            Probability with which `upper` may be wrong, for one sequence at one T; for a whole
+            curve of C points take delta / C.
+
+        Returns
+        -------
+        StreamResult
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a delta not between 0 and 1; RuntimeError before the first `update`.
+        """
+        delta = checks.probability(delta, "delta")
+        s = self._carried
+        if s is None or self._layout is None:
+            raise RuntimeError("result: nothing was streamed yet; call update first")
+        now = self._norms()
+        lower, estimate, upper = self._interval(now, delta)
+        steps = np.array([t for t, _ in self._curve], np.int64)
+        curve = BlockNorms(*(np.array([p[i] for _, p in self._curve]) for i in range(3)))
+        curves = self._interval(curve, delta)
+        exponents, error = self._exponents(s)
+        if self._layout.unbatched:
+            lower, estimate, upper, exponents, error = (
+                y[0] for y in (lower, estimate, upper, exponents, error)
+            )
+            curves = tuple(y[:, 0] for y in curves)
+        H, B = self.net.hidden_size, s.since.size
+        h = s.panel[self.steps % 2, :, 0, :H].reshape(self._layout.state_shape(B, H)).copy()
+        return StreamResult(
+            self.steps, lower, estimate, upper, delta, self._note(), exponents, error, steps,
+            *curves, state=h,
+        )
+
+    def _note(self) -> str:
+        k, H = self.probes, self.net.hidden_size
+        if k == H:
+            return "exact: as many probes as units"
+        mean = f"lower + {expected_shortfall(H, k):.2f} nats, the mean shortfall of {k} probes of {H}"
+        if k == 1:
+            return f"{mean}; one probe cannot see whether there is a gap"
+        return f"{mean}, times 1 - (s2/s1)^2 of the block, which is 0 where it sees no gap"
+
+    def _interval(self, norms: BlockNorms, delta: float) -> tuple[np.ndarray, ...]:
+        """lower, estimate and upper."""
+        k, H = self.probes, self.net.hidden_size
+        if k == H:
+            return norms.lower, norms.lower, norms.lower
+        upper = np.maximum(norms.gaussian + upper_margin(k, delta), norms.lower)
+        estimate = norms.lower + norms.gap * expected_shortfall(H, k)
+        return norms.lower, np.minimum(estimate, upper), upper
+
+    def _exponents(self, s: kernels.Stream) -> tuple[np.ndarray, np.ndarray]:
+        """Growth of |R_ii| per step, after a burn-in of an eighth of the blocks, and its error."""
+        exponents = np.full_like(s.running, np.nan)
+        error = np.full_like(s.running, np.nan)
+        with np.errstate(invalid="ignore"):
+            for b, n in enumerate(s.block_count):
+                burn = n // 8
+                steps = s.block_steps[b, burn:n]
+                total = s.blocks[b, burn:n].sum(axis=0) + s.running[b]
+                length = steps.sum() + s.running_steps[b]
+                if length:
+                    exponents[b] = total / length
+                if n - burn >= 8:
+                    rates = s.blocks[b, burn:n] / steps[:, None]
+                    error[b] = rates.std(axis=0, ddof=1) / math.sqrt(n - burn)
+        return exponents, error
+
+    def save(self, path: Any) -> None:
+        """Write everything, the net included, to an .npz; the file is replaced in one step.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; a file that was there stays as it was.
+        """
+        net, layout = self.net, self._layout
+        arrays: dict[str, Any] = {f"net.{name}": y for name, y in self._weights.arrays.items()}
+        arrays |= {
+            "format": np.array(_FORMAT),
+            "nonlinearity": np.array(net.nonlinearity),
+            "batch_first": np.array(net.batch_first),
+            "counts": np.array([self.steps, self._updates, self._curve_stride], np.int64),
+            "V": self._V,
+            "R0": self._R0,
+        }
+        if self._carried is not None and layout is not None:
+            arrays |= {f"carried.{name}": y for name, y in self._carried._asdict().items()}
+            arrays["unbatched"] = np.array(layout.unbatched)
+            arrays["curve.steps"] = np.array([t for t, _ in self._curve], np.int64)
+            for i, name in enumerate(BlockNorms._fields):
+                B = self._carried.since.size
+                rows = [norms[i] for _, norms in self._curve]
+                arrays[f"curve.{name}"] = np.array(rows).reshape(len(rows), B)
+        folder = os.path.dirname(os.path.abspath(os.fspath(path)))
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: Any) -> "JacobianStream":
+        """The stream that `save` wrote; what follows has the bits of a run that never stopped.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        JacobianStream
+            With a net of its own, in `net`.
+
+        Raises
+        ------
+        ValueError
+            If the file is not a whole one that `save` wrote.
+        FileNotFoundError
+            If there is none.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls._restored(dict(file))
+        except FileNotFoundError:
+            raise
+        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)}: not a saved JacobianStream ({error})") from None
+
+    @classmethod
+    def _restored(cls, arrays: dict[str, np.ndarray]) -> "JacobianStream":
+        if str(arrays["format"]) != _FORMAT:
+            raise ValueError(f"expected format {_FORMAT}, got {arrays['format']}")
+        parameters = {n[4:]: y for n, y in arrays.items() if n.startswith("net.")}
+        H, I = parameters["weight_ih_l0"].shape
+        net = RNN(
+            I, H, nonlinearity=str(arrays["nonlinearity"]), bias="bias_ih_l0" in parameters,
+            batch_first=bool(arrays["batch_first"]), dtype=parameters["weight_ih_l0"].dtype,
+        )
+        net.load_state_dict(parameters)
+        V = arrays["V"]
+        stream = cls(net, V.shape[1])
+        k = stream.probes
+        stream._V = checks.shaped(V, "V", np.dtype(float), (H, k))
+        stream._R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
+        stream.steps, stream._updates, stream._curve_stride = (int(n) for n in arrays["counts"])
+        if "carried.since" in arrays:
+            B = arrays["carried.since"].size
+            stream._begin(None, B, Layout(net.batch_first, bool(arrays["unbatched"])))
+            assert stream._carried is not None
+            for name, y in stream._carried._asdict().items():
+                y[...] = checks.shaped(arrays[f"carried.{name}"], name, y.dtype, y.shape)
+            curve = [arrays[f"curve.{name}"] for name in BlockNorms._fields]
+            steps = arrays["curve.steps"]
+            for y in curve:
+                checks.shaped(y, "curve", np.dtype(float), (steps.size, B))
+            points = zip(steps.tolist(), *curve, strict=True)
+            stream._curve = [(t, BlockNorms(*norms)) for t, *norms in points]
+        return stream
