@@ -150,13 +150,13 @@ class Trace:
                 backward(weights.adjoint_cell, dy, h, da, dx, dh, width, t0, t1, b0, b1)
 
             def sums(first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da) -> None:
-                scratch = aligned((GRADIENT_ROWS, panel), dtype)
+                scratch = aligned((last - first + 1, GRADIENT_ROWS, panel), dtype)
                 s = da.reshape(-1, Hp)
                 b = checks.read_only(h[t0:t1].reshape(-1, Hp))
-                weight_gradient(s, b, dw_hh, first, min(last, panels_hh), scratch)
+                weight_gradient(s, b, dw_hh, first, max(first, min(last, panels_hh)), scratch)
                 b = x[t0:t1].reshape(-1, I)
-                p0, p1 = max(first - panels_hh, 0), last - panels_hh
-                weight_gradient(s, b, dw_ih, p0, p1, scratch)
+                p0 = max(first - panels_hh, 0)
+                weight_gradient(s, b, dw_ih, p0, max(p0, last - panels_hh), scratch)
                 if first == 0:
                     bias_gradient(s, db, np.empty(Hp, dtype))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .simd import PANELS, ROWS, VECTORS, copy_panel_row, lanes, rows, shifted, tile
+from .simd import PANELS, ROWS, VECTORS, copy_run, lanes, rows, shifted, tile
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
 GRADIENT_ROWS = 256  # rows of one partial sum: a packed panel of them, 32 KB, stays in L1
@@ -67,6 +67,7 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
 )
+_copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=ROWS)
 
 
 @kernel
@@ -170,31 +171,41 @@ def panel_matmul(A, M, W, K, width, N, S, C):
 def weight_gradient(da, b, gradient, first, last, packed):
     """gradient[i,j] += sum_s da[s,i] b[s,j] for the panels first <= p < last of j.
 
-    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed (GRADIENT_ROWS, panel) is scratch.
+    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed (last - first + 1, GRADIENT_ROWS,
+    panel) is scratch.  Both operands are packed: rows a power of two apart fall into one set of L1.
     Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
     """
     S, Hp = da.shape
     K = b.shape[1]
     H, Kp = gradient.shape
-    panel = packed.shape[1]
+    panel = packed.shape[2]
+    size = GRADIENT_ROWS * panel
+    turned = rows(packed, (last - first) * size, ROWS)
     for s0 in range(0, S, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, S - s0)
-        for j in range(first * panel, last * panel, panel):
+        for p in range(last - first):
+            j = (first + p) * panel
             if j + panel <= K:
                 for s in range(n):
-                    copy_panel_row(rows(b, (s0 + s) * K + j, K), rows(packed, s * panel, panel))
+                    target = rows(packed, p * size + s * panel, panel)
+                    _copy_panel_row(rows(b, (s0 + s) * K + j, K), target)
             else:
-                packed[:n] = 0
+                packed[p, :n] = 0
                 for s in range(n):
                     for i in range(K - j):
-                        packed[s, i] = b[s0 + s, j + i]
-            i, tiles = 0, (H + ROWS - 1) // ROWS
-            while i < H:
-                height = (H - i + tiles - 1) // tiles
-                c = rows(gradient, i * Kp + j, Kp)
-                _turned_tile(height, rows(da, s0 * Hp + i, Hp), rows(packed, 0, panel), n, c, c)
-                i += height
-                tiles -= 1
+                        packed[p, s, i] = b[s0 + s, j + i]
+        for i in range(0, H, ROWS):
+            if i + ROWS <= Hp:
+                for s in range(n):
+                    source = rows(da, (s0 + s) * Hp + i, Hp)
+                    _copy_tile_row(source, shifted(turned, s * ROWS, ROWS))
+                a = turned
+            else:
+                a = rows(da, s0 * Hp + i, Hp)
+            for p in range(last - first):
+                c = rows(gradient, i * Kp + (first + p) * panel, Kp)
+                w = rows(packed, p * size, panel)
+                _turned_tile(min(ROWS, H - i), a, w, n, c, c)
 
 
 @kernel

@@ -63,25 +63,25 @@ def shifted(typingctx, place, offset, stride):
     return sig, codegen
 
 
-@intrinsic
-def copy_panel_row(typingctx, source, target):
-    """One row of a panel, `VECTORS` registers, from where `source` points to where `target` does.
+def copy_run(registers: int = 0, elements: int = 0) -> Any:
+    """A kernel that copies a run of whole registers or of so many elements between two `rows`.
 
     All loads before all stores: a loop in Numba must fear that the two arrays overlap.
     """
 
-    def codegen(context, builder, sig, args):
-        (s, _), (t, _) = (cgutils.unpack_tuple(builder, arg) for arg in args)
-        vector, size = _vector(source)
-        registers = [
-            builder.load(_register(builder, s, v, vector), align=size, typ=vector)
-            for v in range(VECTORS)
-        ]
-        for v, register in enumerate(registers):
-            builder.store(register, _register(builder, t, v, vector)).align = size
-        return context.get_dummy_value()
+    @intrinsic
+    def kernel(typingctx, source, target):
+        def codegen(context, builder, sig, args):
+            (s, _), (t, _) = (cgutils.unpack_tuple(builder, arg) for arg in args)
+            vector, size = _vector(source)
+            run = ir.VectorType(vector.element, registers * vector.count or elements)
+            loaded = builder.load(builder.bitcast(s, run.as_pointer()), align=size, typ=run)
+            builder.store(loaded, builder.bitcast(t, run.as_pointer())).align = size
+            return context.get_dummy_value()
 
-    return types.void(source, target), codegen
+        return types.void(source, target), codegen
+
+    return kernel
 
 
 def _vector(place: Any) -> tuple[ir.VectorType, int]:

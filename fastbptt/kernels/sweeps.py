@@ -4,6 +4,8 @@ Only what is sequential stays in the loop over t: the products with the input we
 a chunk of steps ahead of it and the weight gradients (`panels.weight_gradient`) behind it.
 """
 
+import numpy as np
+
 from .cells import adjoint, step
 from .jit import kernel
 from .panels import BLOCK, panel_matmul
@@ -49,7 +51,7 @@ def forward(cell, x, h, width, t0, t1, b0, b1):
                 a = rows(h, ((t + 1) * B + b0) * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * H, 0)
                 panel_matmul(rows(h, (t * B + b0) * Hp, Hp), M, w, H, width, j1 - j0, a, a)
-                step(cell, h, t, b0, b1, j0, j1)
+                step(cell, h, t, b0, b1, np.uintp(j0), np.uintp(j1))
 
 
 @kernel
@@ -67,7 +69,7 @@ def backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1):
     for b in range(b0, b1):
         for j in range(Hp):
             da[t1 - 1 - t0, b, j] = dh[b, j]
-    adjoint(cell, h, t1 - 1, da, t1 - 1 - t0, b0, b1, 0, Hp)
+    adjoint(cell, h, t1 - 1, da, t1 - 1 - t0, b0, b1, np.uintp(0), np.uintp(Hp))
     for t in range(t1 - 1, t0 - 1, -1):
         last = (Hp - 1) // block
         for q in range(last + 1):
@@ -79,7 +81,7 @@ def backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1):
             if t > t0:
                 earlier = rows(da, ((t - 1 - t0) * B + b0) * Hp + j0, Hp)
                 panel_matmul(later, M, w, H, width, j1 - j0, start, earlier)
-                adjoint(cell, h, t - 1, da, t - 1 - t0, b0, b1, j0, j1)
+                adjoint(cell, h, t - 1, da, t - 1 - t0, b0, b1, np.uintp(j0), np.uintp(j1))
             else:
                 to = rows(dh, b0 * Hp + j0, Hp)
                 panel_matmul(later, M, w, H, width, j1 - j0, start, to)
