@@ -119,8 +119,7 @@ def stream(cell, x, ax, width, start, b0, b1, s):
                 a = rows(panel, (after * B + b0) * (1 + k) * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * H, 0)
                 panel_matmul(state, M * (1 + k), w, H, width, j1 - j0, a, a)
-                for b in range(b0, b1):
-                    tangent(cell, panel[after], slopes, b, j0, j1)
+                tangent(cell, panel, after, slopes, b0, b1, np.uintp(j0), np.uintp(j1))
             for b in range(b0, b1):
                 energy = panel.dtype.type(0)
                 for j in range(Hp):

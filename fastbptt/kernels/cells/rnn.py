@@ -47,12 +47,13 @@ def _rnn_adjoint(cell, h, t, da, s, b0, b1, j0, j1):
 
 
 @implements(tangent, RNN)
-def _rnn_tangent(cell, panel, slopes, b, j0, j1):
+def _rnn_tangent(cell, panel, side, slopes, b0, b1, j0, j1):
     """h = f(a) and v <- f'(a) W_hh v: J_t = diag(f'(a_t)) W_hh."""
-    for j in range(j0, j1):
-        slopes[j] = slope(cell.act, panel[b, 0, j])
-    for j in range(j0, j1):
-        panel[b, 0, j] = value(cell.act, panel[b, 0, j])
-    for r in range(1, panel.shape[1]):
+    for b in range(b0, b1):
         for j in range(j0, j1):
-            panel[b, r, j] *= slopes[j]
+            slopes[j] = slope(cell.act, panel[side, b, 0, j])
+        for j in range(j0, j1):
+            panel[side, b, 0, j] = value(cell.act, panel[side, b, 0, j])
+        for r in range(1, panel.shape[2]):
+            for j in range(j0, j1):
+                panel[side, b, r, j] *= slopes[j]
