@@ -76,7 +76,9 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     try:
         result = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected an array of {expected}, got {type(value).__name__}: {error}") from None
+        raise TypeError(
+            f"{name}: expected an array of {expected}, got {type(value).__name__}: {error}"
+        ) from None
     if result.dtype != expected:
         raise TypeError(
             f"{name}: expected {expected}, got {result.dtype}; "
@@ -96,11 +98,15 @@ def read_only(y: np.ndarray) -> np.ndarray:
     return view
 
 
-def shaped(value: Any, name: str, expected: np.dtype, shape: tuple[int, ...], hint: str = "") -> np.ndarray:
+def shaped(
+    value: Any, name: str, expected: np.dtype, shape: tuple[int, ...], hint: str = ""
+) -> np.ndarray:
     """An array of one shape."""
     result = array(value, name, expected)
     if result.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {result.shape}{hint and '; ' + hint}")
+        raise ValueError(
+            f"{name}: expected shape {shape}, got {result.shape}{hint and '; ' + hint}"
+        )
     return result
 
 
@@ -109,7 +115,9 @@ def sequence(x: Any, name: str, expected: np.dtype, features: int, batch_first: 
     result = array(x, name, expected)
     wanted = f"(B, T, {features})" if batch_first else f"(T, B, {features})"
     if result.ndim not in (2, 3):
-        raise ValueError(f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}")
+        raise ValueError(
+            f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}"
+        )
     if result.shape[-1] != features:
         raise ValueError(
             f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}; "

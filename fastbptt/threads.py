@@ -85,7 +85,11 @@ def share(work: Callable[[int, int], None], size: int, cost: float) -> None:
     of Dask or joblib, whose other workers have the other cores: it shares nothing.
     """
     count = min(get_num_threads(), size)
-    if count <= 1 or cost < _WORTH_SHARING or threading.current_thread() is not threading.main_thread():
+    if (
+        count <= 1
+        or cost < _WORTH_SHARING
+        or threading.current_thread() is not threading.main_thread()
+    ):
         if size:
             work(0, size)
         return

@@ -149,7 +149,9 @@ class Trace:
             def rows(b0: int, b1: int, t0: int = t0, t1: int = t1, da: np.ndarray = da) -> None:
                 backward(weights.adjoint_cell, dy, h, da, dx, dh, width, t0, t1, b0, b1)
 
-            def sums(first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da) -> None:
+            def sums(
+                first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da
+            ) -> None:
                 scratch = aligned((last - first + 1, GRADIENT_ROWS, panel), dtype)
                 s = da.reshape(-1, Hp)
                 b = checks.read_only(h[t0:t1].reshape(-1, Hp))

@@ -58,7 +58,9 @@ class _PackageCache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except OSError:  # the folder was writable at import and is not any more, or the disk is full
+        except (
+            OSError
+        ):  # the folder was writable at import and is not any more, or the disk is full
             _warn_uncached("the cache folder cannot be written")
 
 

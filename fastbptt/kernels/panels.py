@@ -159,9 +159,13 @@ def panel_matmul(A, M, W, K, width, N, S, C):
                 height = (M - r + tiles - 1) // tiles
                 a = shifted(A, r * A[1], A[1])
                 if j + panel <= N:
-                    _full_tile(height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1]))
+                    _full_tile(
+                        height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
+                    )
                 else:
-                    _half_tile(height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1]))
+                    _half_tile(
+                        height, a, w, K, shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
+                    )
                 r += height
                 tiles -= 1
             j += panel

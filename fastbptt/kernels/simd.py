@@ -41,9 +41,7 @@ def rows(typingctx, array, offset, stride):
     def codegen(context, builder, sig, args):
         array, offset, stride = args
         data = context.make_array(sig.args[0])(context, builder, array).data
-        return context.make_tuple(
-            builder, sig.return_type, (builder.gep(data, [offset]), stride)
-        )
+        return context.make_tuple(builder, sig.return_type, (builder.gep(data, [offset]), stride))
 
     return sig, codegen
 
@@ -88,7 +86,9 @@ def _vector(place: Any) -> tuple[ir.VectorType, int]:
     """The register of the elements that the Numba type of `rows` points to, and their bytes."""
     single = place[0].dtype == types.float32
     size = 4 if single else 8
-    return ir.VectorType(ir.FloatType() if single else ir.DoubleType(), REGISTER_BYTES // size), size
+    return ir.VectorType(
+        ir.FloatType() if single else ir.DoubleType(), REGISTER_BYTES // size
+    ), size
 
 
 def _register(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorType) -> Any:
@@ -149,8 +149,9 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
             k.add_incoming(i64(0), entry)
             sums = [builder.phi(vector) for _ in start]
             weights = [
-                builder.load(register(row(row(w, ldw, p), k, vectors * width), v), align=size,
-                             typ=vector)
+                builder.load(
+                    register(row(row(w, ldw, p), k, vectors * width), v), align=size, typ=vector
+                )
                 for p in range(panels)
                 for v in range(vectors)
             ]
@@ -160,7 +161,9 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
                     source = builder.gep(a, [builder.add(builder.mul(k, lda), i64(r))])
                 else:
                     source = builder.gep(a, [builder.add(builder.mul(lda, i64(r)), k)])
-                one = builder.insert_element(undefined, builder.load(source, typ=vector.element), i32(0))
+                one = builder.insert_element(
+                    undefined, builder.load(source, typ=vector.element), i32(0)
+                )
                 one = builder.shuffle_vector(one, undefined, everywhere)
                 updated += [
                     builder.call(fma, [one, weights[v], sums[r * len(across) + v]]) for v in across

@@ -151,10 +151,12 @@ class JacobianStream:
             self._begin(None, B, layout)
         carried = self._carried
         assert carried is not None
-        if layout != self._layout or B != carried.since.size:
+        first = self._layout
+        assert first is not None
+        if layout != first or carried.since.size != B:
+            wanted = first.shape(T, carried.since.size, I)
             raise ValueError(
-                f"x: expected {'an unbatched chunk' if self._layout.unbatched else f'B = {carried.since.size}'}"
-                f" as before, got shape {layout.shape(T, B, I)}"
+                f"x: expected shape {wanted} as in the first chunk, got {layout.shape(T, B, I)}"
             )
         H, dtype = self.net.hidden_size, self.net.dtype
         cost = B * H * (I + H * (1 + self.probes))  # multiply-adds of a step
@@ -183,9 +185,9 @@ class JacobianStream:
         s, H = self._carried, self.net.hidden_size
         assert s is not None
         frames = s.panel[self.steps % 2, :, 1:, :H].astype(np.float64)  # (B,k,H)
-        known = np.isfinite(frames).all(axis=(1, 2))
-        R = np.linalg.qr(np.where(known[:, None, None], frames, 0.0).swapaxes(1, 2), mode="r")
-        R[~known] = np.nan
+        known = np.isfinite(frames).all(axis=(1, 2), keepdims=True)
+        _, R = np.linalg.qr(np.where(known, frames, 0.0).swapaxes(1, 2))
+        R = np.where(known, R, np.nan)
         return block_norms(R, s.U, s.e, self._R0)
 
     def result(self, delta: float = 0.05) -> StreamResult:
@@ -224,15 +226,28 @@ class JacobianStream:
         H, B = self.net.hidden_size, s.since.size
         h = s.panel[self.steps % 2, :, 0, :H].reshape(self._layout.state_shape(B, H)).copy()
         return StreamResult(
-            self.steps, lower, estimate, upper, delta, self._note(), exponents, error, steps,
-            *curves, state=h,
+            steps=self.steps,
+            lower=lower,
+            estimate=estimate,
+            upper=upper,
+            delta=delta,
+            note=self._note(),
+            exponents=exponents,
+            standard_error=error,
+            curve_steps=steps,
+            curve_lower=curves[0],
+            curve_estimate=curves[1],
+            curve_upper=curves[2],
+            state=h,
         )
 
     def _note(self) -> str:
         k, H = self.probes, self.net.hidden_size
         if k == H:
             return "exact: as many probes as units"
-        mean = f"lower + {expected_shortfall(H, k):.2f} nats, the mean shortfall of {k} probes of {H}"
+        mean = (
+            f"lower + {expected_shortfall(H, k):.2f} nats, the mean shortfall of {k} probes of {H}"
+        )
         if k == 1:
             return f"{mean}; one probe cannot see whether there is a gap"
         return f"{mean}, times 1 - (s2/s1)^2 of the block, which is 0 where it sees no gap"
@@ -338,8 +353,12 @@ class JacobianStream:
         parameters = {n[4:]: y for n, y in arrays.items() if n.startswith("net.")}
         H, I = parameters["weight_ih_l0"].shape
         net = RNN(
-            I, H, nonlinearity=str(arrays["nonlinearity"]), bias="bias_ih_l0" in parameters,
-            batch_first=bool(arrays["batch_first"]), dtype=parameters["weight_ih_l0"].dtype,
+            I,
+            H,
+            nonlinearity=str(arrays["nonlinearity"]),
+            bias="bias_ih_l0" in parameters,
+            batch_first=bool(arrays["batch_first"]),
+            dtype=parameters["weight_ih_l0"].dtype,
         )
         net.load_state_dict(parameters)
         V = arrays["V"]

@@ -1,0 +1,110 @@
+"""The floors of the house, read from the imports, and what importing the package costs it."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
+
+# From the bottom up.  A module may import from its own floor's package and from the floors below.
+FLOORS = [
+    ["kernels.jit", "kernels.simd", "kernels.elementary"],
+    ["kernels.activations", "kernels.panels"],
+    ["kernels.cells"],
+    ["kernels.frames", "kernels.sweeps", "kernels.stream"],
+    ["checks", "threads", "weights"],
+    ["trace"],
+    ["networks"],
+    ["spectral"],
+    ["diagnosis"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+RUN_TIME = {"numpy", "numba", "llvmlite"}  # llvmlite is numba's own
+OPTIONAL = {"matplotlib", "tqdm"}  # inside functions only
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts = parts[:-1]
+        yield ".".join(parts), path
+
+
+def floor_of(module):
+    fits = [
+        (len(prefix), floor)
+        for floor, prefixes in enumerate(FLOORS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    return max(fits)[1] if fits else None
+
+
+def imports(path, module):
+    """(name, at top level) of each import, relative ones as names inside the package."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    if path == PACKAGE / "__init__.py":
+        package = ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".") if package else []
+                above = above[: len(above) - (node.level - 1)]
+                base = ".".join([*above, *([base] if base else [])])
+                for alias in node.names:
+                    full = f"{base}.{alias.name}" if base else alias.name
+                    known = {name for name, _ in modules()}
+                    yield "fastbptt." + (full if full in known else base), id(node) in top
+            else:
+                yield base, id(node) in top
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_imports_go_down_only(module, path):
+    if module == "kernels":
+        return  # the contract, no code
+    here = floor_of(module)
+    assert here is not None, f"{module} stands on no floor: give it one in FLOORS"
+    for name, _ in imports(path, module):
+        if name.startswith("fastbptt."):
+            below = floor_of(name.removeprefix("fastbptt."))
+            assert below is not None, f"{module} imports {name}, which stands on no floor"
+            assert below <= here, f"{module} imports {name} from a floor above"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()))
+def test_the_package_needs_numpy_and_numba_only(module, path):
+    for name, at_top in imports(path, module):
+        root = name.split(".")[0]
+        if root not in RUN_TIME | {"fastbptt"} | sys.stdlib_module_names:
+            assert root in OPTIONAL, f"{module} imports {name}"
+            assert not at_top, f"{module} imports {name} at its top level"
+
+
+def test_numba_options_are_named_in_one_file():
+    for module, path in modules():
+        if module != "kernels.jit":
+            text = path.read_text()
+            for word in ("njit", "fastmath", "nogil", "jit_options", "error_model"):
+                assert word not in text, f"{module} names {word}"
+
+
+def test_every_size_of_file_is_readable():
+    for module, path in modules():
+        assert len(path.read_text().splitlines()) <= 400, module
+
+
+def test_importing_leaves_the_optional_packages_alone():
+    code = "import sys, fastbptt; print({'matplotlib', 'tqdm', 'torch', 'jax'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "set()", result.stderr
