@@ -9,6 +9,7 @@ functions are compiled `exact`: `reassoc` would merge the two halves of a range 
 import functools
 import hashlib
 import pathlib
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,10 +38,10 @@ def source_stamp() -> str:
 
 
 @functools.cache
-def _warn_uncached(reason: str) -> None:
+def _warn_uncached() -> None:
     warnings.warn(
-        f"fastbptt compiles anew in every process: {reason}; set NUMBA_CACHE_DIR to a writable "
-        "folder of your own",
+        "fastbptt compiles anew in every process: no cache folder can be read and written; set "
+        "NUMBA_CACHE_DIR to a folder of your own",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -55,13 +56,20 @@ class _PackageCache(FunctionCache):
             self._cache_path, self._impl.filename_base, source_stamp()
         )
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:  # the folder was there at import and is not any more
+            _warn_uncached()
+        except (EOFError, pickle.UnpicklingError):  # a file cut short: begin the cache anew
+            self._cache_file.flush()
+        return None
+
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
-        except (
-            OSError
-        ):  # the folder was writable at import and is not any more, or the disk is full
-            _warn_uncached("the cache folder cannot be written")
+        except OSError:  # or the disk is full
+            _warn_uncached()
 
 
 def kernel(func: Callable[..., Any] | None = None, *, exact: bool = False) -> Any:
@@ -72,7 +80,7 @@ def kernel(func: Callable[..., Any] | None = None, *, exact: bool = False) -> An
     try:
         dispatcher._cache = _PackageCache(func)
     except RuntimeError:  # no locator found a folder it may write to
-        _warn_uncached("no cache folder can be written")
+        _warn_uncached()
     return dispatcher
 
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 import zipfile
 from typing import Any, NamedTuple
 
@@ -308,15 +307,14 @@ class JacobianStream:
                 B = self._carried.since.size
                 rows = [norms[i] for _, norms in self._curve]
                 arrays[f"curve.{name}"] = np.array(rows).reshape(len(rows), B)
-        folder = os.path.dirname(os.path.abspath(os.fspath(path)))
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 np.savez(file, **arrays)
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
     @classmethod
     def load(cls, path: Any) -> "JacobianStream":

@@ -1,0 +1,99 @@
+"""The disk cache: hit by a second process, stale after any edit, harmless where it cannot be."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
+
+# One forward pass; then how many kernels were compiled and how many came from the cache.
+PROGRAM = """
+import numpy as np
+import fastbptt as fb
+from fastbptt.kernels import sweeps
+fb.RNN(2, 3, rng=0)(np.ones((4, 2), np.float32))
+stats = sweeps.forward.stats
+print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()))
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the package with a cache of its own."""
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(PACKAGE, folder / "fastbptt", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(copy, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_second_process_compiles_nothing_and_an_edit_anywhere_makes_it_compile(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    assert run(copy, **cache).stdout.split() == ["1", "0"]
+    assert run(copy, **cache).stdout.split() == ["0", "1"]
+    # Numba itself would look at sweeps.py alone
+    with open(copy / "fastbptt" / "kernels" / "activations.py", "a") as file:
+        file.write("# edited\n")
+    assert run(copy, **cache).stdout.split() == ["1", "0"]
+    assert run(copy, **cache).stdout.split() == ["0", "1"]
+
+
+def test_no_writable_cache_folder_is_one_warning_and_then_works(copy):
+    result = run(
+        copy,
+        NUMBA_CACHE_DIR=os.devnull + "/nowhere",
+        NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",
+    )
+    assert result.stdout.split() == ["1", "0"], result.stderr
+    assert result.stderr.count("RuntimeWarning") == 1
+    assert "NUMBA_CACHE_DIR" in result.stderr
+
+
+def test_a_cache_folder_that_goes_away_is_one_warning_and_then_works(copy):
+    program = PROGRAM.replace(
+        "import fastbptt as fb\n",
+        "import fastbptt as fb, os, shutil\nshutil.rmtree(os.environ['NUMBA_CACHE_DIR'])\n"
+        "open(os.environ['NUMBA_CACHE_DIR'], 'w').close()\n",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(copy / "gone")}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.stdout.split() == ["1", "0"], result.stderr
+    assert result.stderr.count("RuntimeWarning") == 1
+
+
+def test_importing_compiles_nothing(copy):
+    program = "import fastbptt.kernels.sweeps as s; print(len(s.forward.signatures))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=copy, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "0"
+
+
+def test_a_cache_file_cut_short_is_compiled_again(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cut")}
+    run(copy, **cache)
+    for pattern in ("*.nbi", "*.nbc"):
+        for path in (copy / "cut").rglob(pattern):
+            path.write_bytes(path.read_bytes()[:20])
+        assert run(copy, **cache).stdout.split() == ["1", "0"]
+        assert run(copy, **cache).stdout.split() == ["0", "1"]

@@ -1,0 +1,144 @@
+"""The pool: same bits with any number of threads, forks, other callers, Ctrl-C."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import fastbptt as fb
+from fastbptt import threads
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = fb.get_num_threads()
+    yield
+    fb.set_num_threads(before)
+
+
+def work(B=16, T=40, H=96, I=70):
+    rng = np.random.default_rng(0)
+    net = fb.RNN(I, H, rng=0)
+    trace = net.trace(rng.normal(size=(T, B, I)).astype(np.float32))
+    grads = trace.backward(rng.normal(size=(T, B, H)).astype(np.float32))
+    stream = fb.JacobianStream(net, probes=3)
+    stream.update(rng.normal(size=(T, B, I)).astype(np.float32))
+    return [trace.output, *grads.params.values(), grads.x, grads.state, stream.result().lower]
+
+
+@pytest.fixture
+def every_call_is_shared(monkeypatch):
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+@pytest.mark.parametrize("B", [1, 2, 5, 16])
+def test_the_bits_do_not_depend_on_the_number_of_threads(B):
+    fb.set_num_threads(1)
+    alone = work(B)
+    for count in (2, 3, 7):
+        fb.set_num_threads(count)
+        for one, many in zip(alone, work(B), strict=True):
+            np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+def test_shares_cover_the_range_once():
+    for count in (1, 2, 3, 8):
+        fb.set_num_threads(count)
+        for size in (0, 1, 2, 5, 17):
+            seen = np.zeros(size, int)
+
+            def visit(first, last, seen=seen):
+                seen[first:last] += 1
+
+            threads.share(visit, size, 1e9)
+            assert (seen == 1).all()
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+def test_an_error_in_a_worker_reaches_the_caller():
+    fb.set_num_threads(2)
+
+    def fail(first, last):
+        if first:
+            raise RuntimeError("in the worker")
+
+    with pytest.raises(RuntimeError, match="in the worker"):
+        threads.share(fail, 2, 1e9)
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+def test_another_thread_shares_nothing_and_gets_the_same_bits():
+    fb.set_num_threads(2)
+    wanted, got = work(), {}
+    callers = [threading.Thread(target=lambda i=i: got.update({i: work()})) for i in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(got) == 3
+    for results in got.values():
+        for one, many in zip(wanted, results, strict=True):
+            np.testing.assert_array_equal(one, many)
+
+
+def _in_child(queue):
+    threads._WORTH_SHARING = 0
+    queue.put(float(work()[0].sum()))
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="issue 2: fork exists on POSIX systems only")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_pool_survives_a_fork():
+    fb.set_num_threads(2)
+    wanted = float(work()[0].sum())  # the pool has its threads now
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    assert queue.get(timeout=60) == wanted
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError)],
+)
+def test_a_bad_number_of_threads(count, error):
+    with pytest.raises(error, match="count"):
+        fb.set_num_threads(count)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,4", 2), ("0", None), ("x", None)])
+def test_omp_num_threads_is_the_default(monkeypatch, given, wanted):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads._default_count() == (wanted or len(os.sched_getaffinity(0)))
+
+
+def test_ctrl_c_leaves_within_a_second():
+    code = (
+        "import numpy as np, fastbptt as fb\n"
+        "s = fb.JacobianStream(fb.RNN(64, 256, rng=0))\n"
+        "x = np.zeros((50000, 8, 64), np.float32)\n"
+        "s.update(x[:10]); print('ready', flush=True)\n"
+        "while True: s.update(x)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+    assert time.monotonic() - began < 1  # the promise to the user, not a timing of the kernels
