@@ -81,8 +81,8 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
         ) from None
     if result.dtype != expected:
         raise TypeError(
-            f"{name}: expected {expected}, got {result.dtype}; "
-            f"convert it with np.asarray({name.split('[')[0]}, np.{expected}), or make the net of its dtype"
+            f"{name}: expected {expected}, got {result.dtype}; nothing is converted unasked: "
+            f"use np.asarray({name}, np.{expected}), or make the net of the other dtype"
         )
     return result
 

@@ -395,7 +395,9 @@ class TestBadInput:
         swapped = tmp_path / "swapped.npz"
         with np.load(whole) as arrays:
             np.savez(swapped, **{**arrays, "carried.U": np.zeros((1, 2, 2))})
-        for path in (cut, pickled, foreign, text, swapped):
+        plain = tmp_path / "plain.npy"
+        np.save(plain, np.zeros(3))
+        for path in (cut, pickled, foreign, text, swapped, plain):
             with pytest.raises(ValueError, match=path.name):
                 fb.JacobianStream.load(path)
         with pytest.raises(FileNotFoundError):

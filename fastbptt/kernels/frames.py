@@ -51,8 +51,9 @@ def orthonormalise(frame, R):
         for j in range(N):
             frame[i, j] *= inverse
         R[i, i] = norm
+        unscale = math.ldexp(1.0, exponent)
         for m in range(i + 1):
-            R[m, i] = math.ldexp(R[m, i], exponent)
+            R[m, i] *= unscale
 
 
 @kernel
@@ -76,6 +77,7 @@ def multiply_factor(R, U, e, row):
         for j in range(i, k):
             total += abs(row[j])
         exponent = math.frexp(total)[1]
+        scale = math.ldexp(1.0, -exponent)
         for j in range(k):
-            U[i, j] = math.ldexp(row[j], -exponent)
+            U[i, j] = row[j] * scale
         e[i] = top + exponent if total != 0 else EMPTY

@@ -336,13 +336,20 @@ class JacobianStream:
         FileNotFoundError
             If there is none.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls._restored(dict(file))
-        except FileNotFoundError:
-            raise
-        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)}: not a saved JacobianStream ({error})") from None
+        with open(path, "rb") as file:
+            try:
+                arrays = np.load(file, allow_pickle=False)
+                return cls._restored({name: arrays[name] for name in arrays.files})
+            except (
+                AttributeError,  # an .npy, whose array has no files
+                ValueError,
+                TypeError,
+                KeyError,
+                EOFError,
+                zipfile.BadZipFile,
+            ) as error:
+                message = f"{os.fspath(path)}: not a saved JacobianStream ({error})"
+                raise ValueError(message) from None
 
     @classmethod
     def _restored(cls, arrays: dict[str, np.ndarray]) -> "JacobianStream":
