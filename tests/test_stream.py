@@ -67,7 +67,9 @@ def test_as_many_probes_as_units_give_the_norm(H, T, B, gain, nonlinearity, dtyp
     tolerance = 1e-10 if dtype is np.float64 else 2e-3
     for b in range(B):
         wanted = reference.log_norm_of_product(jacobians(net, x, b))
-        if wanted > -60 or not np.isneginf(result.lower[b]):  # relu: a rank lost to rounding is zero
+        if wanted > -60 or not np.isneginf(
+            result.lower[b]
+        ):  # relu: a rank lost to rounding is zero
             assert_allclose(result.lower[b], wanted, atol=tolerance * (1 + T), rtol=1e-6)
     assert_array_equal(result.lower, result.upper)
     assert_array_equal(result.lower, result.estimate)
@@ -144,8 +146,9 @@ def test_rank_one_and_nilpotent():
     assert result.lower == result.estimate == result.upper == -math.inf
 
 
-@pytest.mark.parametrize(("gain", "rate"), [(1.5, 0.0652), (3.0, 0.3102)])
-def test_large_random_tanh_net_has_the_exponent_of_its_mean_field(gain, rate):
+@pytest.mark.parametrize("gain", [1.5, 3.0])
+def test_large_random_tanh_net_has_the_exponent_of_its_mean_field(gain):
+    rate, _ = reference.mean_field_exponent(gain)
     N, T = 512, 1500
     net = linear_net(np.random.default_rng(0).normal(size=(N, N)) * gain / math.sqrt(N), np.float32)
     start = np.random.default_rng(1).normal(size=(1, N)).astype(np.float32)
@@ -235,7 +238,8 @@ def test_exponents_sum_to_the_log_determinant():
 def test_exponents_and_their_errors_against_qr_at_every_step():
     net, x = driven(20, 3.0, T=6000, B=1)
     result = streamed(net, x, probes=3)
-    wanted = reference.lyapunov_exponents(jacobians(net, x, 0), 3, np.random.default_rng(0))
+    # an eighth of the blocks is burn-in: this net takes some hundreds of steps to settle
+    wanted = reference.lyapunov_exponents(jacobians(net, x, 0)[750:], 3, np.random.default_rng(0))
     assert (np.abs(result.exponents[0] - wanted) < 5 * result.standard_error[0] + 1e-3).all()
     assert (result.standard_error[0] < 0.05).all()
 
@@ -375,7 +379,12 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match="update"):
             stream.result()
         stream.update(self.x)
-        for delta, error in ((0, ValueError), (1, ValueError), (np.nan, ValueError), ("x", TypeError)):
+        for delta, error in (
+            (0, ValueError),
+            (1, ValueError),
+            (np.nan, ValueError),
+            ("x", TypeError),
+        ):
             with pytest.raises(error, match="delta"):
                 stream.result(delta)
 
