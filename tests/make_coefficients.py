@@ -1,6 +1,6 @@
-"""The coefficients in fastbptt/kernels/elementary.py, made anew: `python tests/make_coefficients.py`.
+"""Makes the coefficients in fastbptt/kernels/elementary.py: `python tests/make_coefficients.py`.
 
-Remez's exchange algorithm in 60 digits: Muller, Elementary Functions (3rd ed. 2016), section 3.5.
+Remez's exchange algorithm in 60 digits: Muller, Elementary Functions (3rd ed. 2016), chapter 3.
 """
 
 import mpmath as mp
@@ -10,7 +10,7 @@ DIGITS = 60
 GRID = 400  # points among which the extrema of the error are sought
 
 # Bits of the high part of ln 2: with the bits of the largest n they fit into a significand, so
-# that n times it is exact.  Cody & Waite, Software Manual for the Elementary Functions (1980), 6.
+# that n times it is exact.  Cody & Waite, Software Manual for the Elementary Functions (1980).
 HIGH_BITS = {np.float32: 15, np.float64: 41}
 # (numerator, denominator): the least degrees that add less than 1/20 ulp to a result.
 EXPM1 = {np.float32: (4, 0), np.float64: (9, 0)}
@@ -94,8 +94,7 @@ def main():
     for name, dtype in (("SINGLE", np.float32), ("DOUBLE", np.float64)):
         print(name)
         for field, value in coefficients(dtype).items():
-            numbers = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-            print(f"    {field} = {numbers}")
+            print(f"    {field}: " + ", ".join(map(str, np.atleast_1d(value))))
 
 
 if __name__ == "__main__":

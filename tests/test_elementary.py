@@ -49,7 +49,7 @@ FUNCTIONS = {"exp": exp, "tanh": tanh, "sigmoid": sigmoid}
 DOUBLE = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 EXACT = {"exp": mp.exp, "tanh": mp.tanh, "sigmoid": lambda x: 1 / (1 + mp.exp(-x))}
 # ulp: what the docstrings promise.
-BOUND = {"exp": 1, "tanh": 2, "sigmoid": 2}
+BOUND = {"exp": 1, "tanh": 1.7, "sigmoid": 1.9}
 
 
 def values(name, x):
@@ -200,9 +200,9 @@ def test_a_loop_is_vector_code_of_one_dtype_without_a_branch(loop, dtype):
     assert f"label %{label}" in jump, "a branch inside the loop"
     word, other = ("float", "double") if dtype == np.float32 else ("double", "float")
     assert re.search(rf"fmul contract <\d+ x {word}>", code)
-    assert not re.search(rf"\b{other}\b|fpext|fptrunc", text.split("cpython")[0])
-    # what is called are LLVM's own vector operations, never a scalar function
-    assert all(call.startswith("llvm.") for call in re.findall(r"call [^@\n]*@([^\s(]+)", code))
+    assert not re.search(rf"\b{other}\b", code)
+    for call in re.findall(r"call [^@\n]*@([^\s(]+)", code):
+        assert re.match(r"llvm\.(fabs|copysign|fma|fmuladd|min\w*|max\w*)\.v", call)
     if loop is not exp:
         assert re.search(rf"fdiv contract <\d+ x {word}>", code)
 
