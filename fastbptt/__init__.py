@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from .diagnosis import Diagnosis, diagnose
 from .networks import RNN
 from .spectral import JacobianStream, StreamResult
 from .threads import get_num_threads, set_num_threads
@@ -9,10 +10,12 @@ from .trace import Gradients, Trace
 
 __all__ = [
     "RNN",
+    "Diagnosis",
     "Gradients",
     "JacobianStream",
     "StreamResult",
     "Trace",
+    "diagnose",
     "get_num_threads",
     "set_num_threads",
 ]

@@ -143,3 +143,11 @@ def parameters(
     if faults:
         raise ValueError("state_dict: " + "; ".join(faults))
     return arrays
+
+
+def one_hot(shape: tuple[int, int], given: np.dtype, features: int, expected: np.dtype) -> None:
+    """One-hot rows that fit a net."""
+    if shape[1] != features:
+        raise ValueError(f"x: expected {features} classes, as input_size, got {shape[1]}")
+    if given != expected:
+        raise TypeError(f"x: expected one-hot rows of {expected}, got {given}")

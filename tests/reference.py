@@ -1,6 +1,7 @@
 """Everything fastbptt computes, slowly: plain float64 NumPy from the formulas.  Never imports it.
 
-h_t = f(a_t),  a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh,  J_t = dh_t/dh_{t-1} = diag(f'(a_t)) W_hh
+h_t = f(a_t),  a_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh,
+J_t = dh_t/dh_{t-1} = diag(f'(a_t)) W_hh
 """
 
 import math
@@ -24,7 +25,7 @@ SLOPE = {
 
 def rnn_forward(params, x, h0, nonlinearity):
     """h (T+1,B,H) and a (T,B,H) from x (T,B,I) and h0 (B,H)."""
-    T, B, _ = x.shape
+    T = len(x)
     w_ih, w_hh = params["weight_ih_l0"], params["weight_hh_l0"]
     bias = params.get("bias_ih_l0", 0) + params.get("bias_hh_l0", 0)
     h, a = np.zeros((T + 1, *h0.shape)), np.zeros((T, *h0.shape))

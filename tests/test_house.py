@@ -20,8 +20,7 @@ FLOORS = [
     ["networks"],
     ["spectral"],
     ["diagnosis"],
-    ["cli"],
-    ["__main__", "__init__"],
+    ["cli", "__main__", "__init__"],
 ]
 RUN_TIME = {"numpy", "numba", "llvmlite"}  # llvmlite is numba's own
 OPTIONAL = {"matplotlib", "tqdm"}  # inside functions only
@@ -64,7 +63,8 @@ def imports(path, module):
                 for alias in node.names:
                     full = f"{base}.{alias.name}" if base else alias.name
                     known = {name for name, _ in modules()}
-                    yield "fastbptt." + (full if full in known else base), id(node) in top
+                    found = full if full in known else base or "__init__"
+                    yield f"fastbptt.{found}", id(node) in top
             else:
                 yield base, id(node) in top
 

@@ -210,10 +210,10 @@ def test_what_is_left_out_is_zero():
     zeros = {name: np.zeros_like(y) for name, y in arrays.items()}
     assert_array_equal(net(arrays["x"])[0], net(arrays["x"], zeros["state"])[0])
     trace = net.trace(arrays["x"])
-    for given in ({"d_output": arrays["d_output"]}, {"d_state": arrays["d_state"]}, {}):
-        short = trace.backward(**given)
+    for some in ({"d_output": arrays["d_output"]}, {"d_state": arrays["d_state"]}, {}):
+        short = trace.backward(**some)
         both = {"d_output": zeros["d_output"], "d_state": zeros["d_state"]}
-        full = trace.backward(**{**both, **given})
+        full = trace.backward(**{**both, **some})
         for one, other in zip(short.params.values(), full.params.values(), strict=True):
             assert_array_equal(one, other)
         assert_array_equal(short.x, full.x)

@@ -107,3 +107,8 @@ def implements(
         return implementation
 
     return register
+
+
+def cache_folder(dispatcher: Any) -> str | None:
+    """The folder with a kernel's compiled code, or None where none can be written."""
+    return dispatcher._cache.cache_path

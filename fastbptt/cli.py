@@ -1,0 +1,258 @@
+"""The command line: stdout for the report, stderr for the log, exit code 2 for a user's mistake."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+_NAME = "fastbptt"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{_NAME}: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"python -m {_NAME}", description="Does the gradient vanish or explode?")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    diagnose = commands.add_parser(
+        "diagnose", help="read a sequence through a net and say what becomes of its gradient"
+    )
+    add = diagnose.add_argument
+    add(
+        "--input",
+        metavar="FILE",
+        help="text, .npy of (T, I), or .wav (Python's language reference)",
+    )
+    add("--nonlinearity", default="tanh", help="tanh, relu or sigmoid (%(default)s)")
+    add("--hidden", type=int, help="units (128)")
+    add("--gain", type=float, help="spectral norm given to W_hh (as PyTorch initialises it)")
+    add("--weights", metavar="FILE.npz", help="a state_dict under PyTorch's names")
+    add("--steps", type=int, help="steps to read (100000, or all of --input)")
+    add("--probes", type=int, default=8, help="random vectors that ride along (%(default)s)")
+    add("--delta", type=float, default=0.05, help="risk of the upper bound (%(default)s)")
+    add("--seed", type=int, default=0, help="of weights, probes and readout (%(default)s)")
+    add("--dtype", help="float32 or float64 (float32, or that of --weights)")
+    add("--json", action="store_true", help="print one JSON object instead")
+    add("--plot", metavar="FILE.png", help="write the pictures")
+    commands.add_parser("info", help="versions, processor, lanes, threads, cache folder")
+    commands.add_parser("warmup", help="compile every kernel now")
+    return parser
+
+
+def _log(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _weights(path: str, dtype: str | None) -> dict[str, Any]:
+    """The arrays of an .npz, without pickle."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with open(path, "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("expected an .npz of several arrays, got one array")
+            loaded = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"--weights {path}: {reason}") from None
+    return {name: y.astype(dtype) if dtype else y for name, y in loaded.items()}
+
+
+def _network(args: argparse.Namespace, I: int, weights: dict[str, Any] | None) -> Any:
+    """The net to diagnose, for inputs of I features."""
+    import numpy as np
+
+    from . import RNN, checks
+
+    if weights is not None:
+        shape = np.shape(weights.get("weight_hh_l0", 0))
+        if len(shape) != 2:
+            raise ValueError(f"--weights {args.weights}: weight_hh_l0 is missing or no matrix")
+        if args.hidden not in (None, shape[0]):
+            raise ValueError(f"--hidden {args.hidden}: --weights has {shape[0]} units")
+        bias = "bias_ih_l0" in weights or "bias_hh_l0" in weights
+        dtype = weights["weight_hh_l0"].dtype
+        net = RNN(I, shape[0], nonlinearity=args.nonlinearity, bias=bias, dtype=dtype)
+        try:
+            net.load_state_dict(weights)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--weights {args.weights}: {error}") from None
+    else:
+        hidden = checks.size(128 if args.hidden is None else args.hidden, "--hidden")
+        net = RNN(
+            I, hidden, nonlinearity=args.nonlinearity, dtype=args.dtype or "float32", rng=args.seed
+        )
+    if args.gain is not None:
+        norm = np.linalg.norm(net.weight_hh_l0.astype(np.float64), 2)
+        if not (0 < args.gain < np.inf) or norm == 0:
+            raise ValueError(f"--gain: expected a finite number above 0, got {args.gain}")
+        net.weight_hh_l0 = (net.weight_hh_l0 * (args.gain / norm)).astype(net.dtype)
+    return net
+
+
+def _sequence(args: argparse.Namespace, dtype: Any) -> Any:
+    """What is to be read, of the steps asked for."""
+    import numpy as np
+
+    from . import checks
+    from .diagnosis import sources
+
+    steps = None if args.steps is None else checks.size(args.steps, "--steps", least=2)
+    if args.input is None:
+        x: Any = sources.text(sources.language_reference(), dtype)
+        _log(f"reading the language reference of Python {platform.python_version()}")
+        steps = steps or 100_000
+    else:
+        x = sources.read(args.input, dtype)
+    have = x.shape[0]
+    if isinstance(x, sources.OneHot):
+        if steps and steps > have:
+            _log(f"the text has {have:,} characters: it is read again from its beginning")
+        return sources.OneHot(np.resize(x.codes, steps or have), x.shape[1], dtype)
+    if steps and steps > have:
+        raise ValueError(f"--steps {steps}: {args.input} has {have}")
+    return x[:steps]
+
+
+def _bar(quiet: bool) -> tuple[Callable[[int, int], None] | None, Callable[[], None]]:
+    """A progress bar on a terminal, where tqdm is installed, and how to end it."""
+    if quiet or not sys.stderr.isatty():
+        return None, lambda: None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None, lambda: None
+    bar = tqdm(unit=" steps", unit_scale=True, leave=False)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show, bar.close
+
+
+def _picture_path(path: str) -> None:
+    """Refuse now what could only fail after the work."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError:
+        raise ValueError("--plot: needs matplotlib: pip install 'fastbptt[plot]'") from None
+    known = FigureCanvasAgg.get_supported_filetypes()
+    ending = os.path.splitext(path)[1][1:].lower()
+    if ending not in known:
+        raise ValueError(f"--plot {path}: expected a name that ends in .png, .svg or .pdf")
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise ValueError(f"--plot {path}: cannot be written there")
+
+
+def _write_picture(diagnosis: Any, path: str) -> None:
+    """Whole or not at all."""
+    stem, ending = os.path.splitext(path)
+    temporary = f"{stem}.{os.getpid()}{ending}"
+    try:
+        diagnosis.plot()[0].figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    _log(f"wrote {path}")
+
+
+def _diagnose(args: argparse.Namespace) -> None:
+    from . import checks
+    from .diagnosis import diagnose
+
+    if args.dtype is not None:
+        checks.dtype(args.dtype)
+    if args.plot is not None:
+        _picture_path(args.plot)
+    weights = None if args.weights is None else _weights(args.weights, args.dtype)
+    stored = None if weights is None else weights.get("weight_hh_l0")
+    x = _sequence(args, checks.dtype(args.dtype or getattr(stored, "dtype", "float32")))
+    net = _network(args, x.shape[-1], weights)
+    progress, close = _bar(args.json)
+    try:
+        diagnosis = diagnose(
+            net, x, probes=args.probes, delta=args.delta, rng=args.seed, progress=progress
+        )
+    finally:
+        close()
+    if args.plot is not None:
+        _write_picture(diagnosis, args.plot)
+    print(diagnosis.to_json() if args.json else diagnosis)
+
+
+def _processor() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _info(args: argparse.Namespace) -> None:
+    import llvmlite
+    import numba
+    import numpy as np
+
+    from . import __version__, get_num_threads
+    from .kernels.jit import cache_folder
+    from .kernels.simd import lanes
+    from .kernels.sweeps import forward
+
+    versions = [(_NAME, __version__), ("numba", numba.__version__), ("numpy", np.__version__)]
+    versions += [("llvmlite", llvmlite.__version__), ("python", platform.python_version())]
+    rows = [
+        *versions,
+        ("processor", _processor()),
+        ("lanes", f"{lanes(np.float32)} of float32, {lanes(np.float64)} of float64"),
+        ("threads", str(get_num_threads())),
+        ("cache", cache_folder(forward) or "none: no folder can be written"),
+    ]
+    print("\n".join(f"{name:<10} {value}" for name, value in rows))
+
+
+def _warmup(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from . import RNN, JacobianStream
+    from .kernels.activations import TAGS
+
+    for nonlinearity in TAGS:
+        for dtype in (np.float32, np.float64):
+            net, x = RNN(2, 3, nonlinearity=nonlinearity, dtype=dtype), np.zeros((2, 1, 2), dtype)
+            net.trace(x).backward()
+            JacobianStream(net).update(x)
+            _log(f"{nonlinearity} {np.dtype(dtype)} is compiled")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        args = _parser().parse_args(argv)
+        {"diagnose": _diagnose, "info": _info, "warmup": _warmup}[args.command](args)
+        sys.stdout.flush()
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        _log(f"{_NAME}: error: {message}")
+        return 2
+    except BrokenPipeError:  # `| head` has read enough; nothing may be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0

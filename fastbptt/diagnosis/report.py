@@ -1,0 +1,291 @@
+"""diagnose(): one pass over a sequence, and what it says in words."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..kernels.activations import MAX_SLOPE
+from ..networks import RNN
+from ..spectral import JacobianStream, StreamResult
+from .gradients import GradientByLag, gradient_by_lag, lag_of_factor, loss_gradient
+from .sources import OneHot
+
+FACTOR = 1000.0  # what counts as gone, or as blown up
+_SATURATED = 0.05  # of the largest slope
+_PIECES = 64  # chunks of the pass, and points of the growth curve
+_LAGS_SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found: `str()` is the report, `to_json()` the figures, `plot()` the pictures.
+
+    Attributes
+    ----------
+    net : str
+    steps_per_second : float
+        Of the stream.
+    stream : StreamResult
+        Interval, exponents and growth curve; arrays over the batch (B,).
+    classical_rate : float
+        log(max|f'| ||W_hh||), nats per step: the textbook's bound of the growth.
+    saturated : float
+        Share of (step, unit) whose slope is below 1/20 of the largest; for relu, of those at 0.
+    gradient : GradientByLag
+    lag : int or None
+        Steps after which the gradient is beyond a factor of 1000; None if it is not.
+    lag_extrapolated : bool
+        Whether `lag` comes from the rate, being more than the steps BPTT went back.
+    """
+
+    net: str
+    steps_per_second: float
+    stream: StreamResult
+    classical_rate: float
+    saturated: float
+    gradient: GradientByLag
+    lag: int | None
+    lag_extrapolated: bool
+
+    @property
+    def verdict(self) -> str:
+        """vanishes, explodes or neither: the interval decides, of every sequence or of any."""
+        return _verdict(self.stream)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict and the lag in words."""
+        product = f"the product over {self.stream.steps:,} steps has"
+        shrunk, grown = _power(self.stream.upper.max()), _power(self.stream.lower.max())
+        says = {
+            "vanishes": f"The gradient vanishes: {product} shrunk to {shrunk} or less",
+            "explodes": f"The gradient explodes: {product} grown to {grown} or more",
+            "neither": f"The gradient neither vanishes nor explodes: {product} no clear trend",
+        }[self.verdict]
+        if self.lag is None:
+            longest = self.gradient.lags[-1]
+            return f"{says}; by BPTT it stays within a factor of {FACTOR:g} for {longest} steps."
+        if self.lag_extrapolated:
+            grows, how = self.verdict == "explodes", "extrapolated by the rate"
+        else:
+            at = np.median(self.gradient.log_norms, axis=1)[self.gradient.lags >= self.lag][0]
+            grows, how = at > 0, "the median of BPTT from several places"
+        change = f"grown beyond {FACTOR:g} times" if grows else f"fallen below 1/{FACTOR:g} of"
+        return f"{says}; it has {change} its size after {self.lag:,} steps ({how})."
+
+    def __str__(self) -> str:
+        s, T = self.stream, max(self.stream.steps, 1)
+        k = s.exponents.shape[1]
+        rate, error = s.exponents[0, 0], s.standard_error[0, 0]
+        bound = math.exp(self.classical_rate)
+        claim = f"at most {self.classical_rate * T:.6g} nats, so it "
+        claim += "vanishes" if self.classical_rate < 0 else "could explode: says nothing"
+        median = np.median(self.gradient.log_norms, axis=1)
+        lags = zip(self.gradient.lags, median / math.log(10), strict=True)
+        by_lag = [f"{lag}: {_decades(y)}" for lag, y in lags if lag in _LAGS_SHOWN]
+        rows = [
+            ("net", self.net),
+            ("steps", f"{s.steps:,}, {self.steps_per_second:,.0f} a second with {k} probes"),
+            ("log ||dh_T/dh_0||", f"{_span(s.lower)} to {_span(s.upper)} nats"),
+            ("", f"estimate {_span(s.estimate)}; upper end false with probability {s.delta:g}"),
+            ("per step", f"{_span(s.lower / T)} to {_span(s.upper / T)} nats"),
+            ("Lyapunov exponent", f"{rate:.5f} ± {error:.5f} nats per step, the largest"),
+            ("classical bound", f"max|f'| ||W_hh|| = {bound:.4g} a step"),
+            ("", claim),
+            ("saturated", f"{self.saturated:.1%} of all units and steps, slope below 1/20 of max"),
+            ("gradient by lag", ",  ".join(by_lag)),
+        ]
+        return "\n".join(f"{name:<18} {value}" for name, value in rows) + f"\n\n{self.sentence}"
+
+    def to_json(self) -> str:
+        """All figures as one JSON object; infinities and NaN, which JSON lacks, as strings."""
+        figures = {name: _plain(y) for name, y in vars(self).items()}
+        return json.dumps({**figures, "verdict": self.verdict, "sentence": self.sentence})
+
+    def plot(self, ax: Any = None) -> Any:
+        """Growth of the product with its interval, and the gradient's norm by lag.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, or two of them, optional
+            One gets the growth alone; a new figure with two if None.
+
+        Returns
+        -------
+        Axes or ndarray of two Axes
+        """
+        from .plots import plot
+
+        return plot(self, ax)
+
+
+def _verdict(s: StreamResult) -> str:
+    if (s.upper < -math.log(FACTOR)).all():
+        return "vanishes"
+    return "explodes" if (s.lower > math.log(FACTOR)).any() else "neither"
+
+
+def _power(nats: float) -> str:
+    """e^nats as a power of ten."""
+    return f"10^{nats / math.log(10):,.0f}" if math.isfinite(nats) else "0" if nats < 0 else "inf"
+
+
+def _decades(y: float) -> str:
+    """10^y, also where it is no double."""
+    return "0" if y == -math.inf else f"{10 ** (y % 1):.1f}e{math.floor(y):+03d}"
+
+
+def _span(y: np.ndarray) -> str:
+    """The value, or the least and the largest of several."""
+    low, high = f"{y.min():.6g}", f"{y.max():.6g}"
+    return low if low == high else f"({low} .. {high})"
+
+
+def _plain(y: Any) -> Any:
+    """y in JSON's types."""
+    if hasattr(y, "_asdict"):
+        return {name: _plain(z) for name, z in y._asdict().items()}
+    if isinstance(y, (np.ndarray, np.generic)):
+        y = y.tolist()
+    if isinstance(y, list):
+        return [_plain(z) for z in y]
+    return str(y) if isinstance(y, float) and not math.isfinite(y) else y
+
+
+def _saturated(output: np.ndarray, nonlinearity: str) -> int:
+    """How many outputs have a slope below 1/20 of the largest."""
+    if nonlinearity == "relu":
+        return int((output <= 0).sum())
+    slope = output * (1 - output) if nonlinearity == "sigmoid" else (1 - output) * (1 + output)
+    return int((slope < _SATURATED * MAX_SLOPE[nonlinearity]).sum())
+
+
+def _pieces(x: Any, B: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(t0, chunk (T,B,I)) of all of x, each found finite."""
+    T, I = x.shape[0], x.shape[-1]
+    length = -(-T // _PIECES)
+    for t0 in range(0, T, length):
+        chunk = x[t0 : t0 + length].reshape(-1, B, I)
+        bad = np.argwhere(~np.isfinite(chunk))
+        if bad.size:
+            t, b, i = bad[0]
+            raise ValueError(
+                f"x: expected finite numbers, got {chunk[t, b, i]} at step {t0 + t}, batch row {b}"
+            )
+        yield t0, chunk
+
+
+def diagnose(
+    net: RNN,
+    x: Any,
+    *,
+    probes: int = 8,
+    delta: float = 0.05,
+    places: int = 8,
+    longest_lag: int = 512,
+    rng: Any = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Does the gradient vanish or explode on this sequence, and at what lag?
+
+    Parameters
+    ----------
+    net : RNN
+        Not `batch_first`.
+    x : ndarray (T,I) or (T,B,I), or OneHot
+        At least 2 steps, finite, of the net's dtype.
+    probes, delta
+        Of `JacobianStream`, and of its `result`.
+    places : int
+        Places, evenly spread over the sequence, from which BPTT goes back.
+    longest_lag : int
+        How many steps it goes back, at most.
+    rng : int, numpy.random.Generator or None
+        Draws the probes, and the readout, from U(-1/sqrt(H), 1/sqrt(H)), of the next-step loss:
+        cross-entropy for OneHot, else half the squared error.
+    progress : callable, optional
+        Called with the steps done and the steps in all.
+
+    Returns
+    -------
+    Diagnosis
+        The gradient vanishes if the upper end of the interval of ||dh_T/dh_0|| is below 1/1000,
+        explodes if the lower end is above 1000.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument; for NaN and Inf in x the step and the batch row.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> x = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    >>> fb.diagnose(fb.RNN(3, 16, rng=0), x).verdict
+    'vanishes'
+    """
+    if not isinstance(net, RNN):
+        raise TypeError(f"net: expected an RNN, got {type(net).__name__}")
+    if net.batch_first:
+        raise ValueError("net: expected batch_first=False, as x is read by chunks of time")
+    if isinstance(x, OneHot):
+        checks.one_hot(x.shape, x.dtype, net.input_size, net.dtype)
+    else:
+        x = checks.sequence(x, "x", net.dtype, net.input_size, batch_first=False)
+    T, H, I = x.shape[0], net.hidden_size, net.input_size
+    B = x.shape[1] if len(x.shape) == 3 else 1
+    if T < 2 or B < 1:
+        raise ValueError(f"x: expected at least 2 steps and 1 row, got shape {x.shape}")
+    generator, delta = checks.generator(rng), checks.probability(delta, "delta")
+    stream = JacobianStream(net, probes, generator)
+    readout = generator.uniform(-1, 1, (I, H)) / math.sqrt(H)
+    L = min(checks.size(longest_lag, "longest_lag"), T - 1)
+    ends = np.unique(np.linspace(L, T - 1, checks.size(places, "places")).astype(int)).tolist()
+
+    JacobianStream(net, probes).update(x[:1].reshape(1, B, I))  # what compiles here is not timed
+    state = np.zeros((1, B, H), net.dtype)
+    starts: dict[int, np.ndarray] = {}  # h at t - L for each end t
+    saturated, seconds = 0, 0.0
+    for t0, chunk in _pieces(x, B):
+        began = time.perf_counter()
+        stream.update(chunk)
+        seconds += time.perf_counter() - began
+        output, after = net(chunk, state)
+        saturated += _saturated(output, net.nonlinearity)
+        for t in ends:
+            if t0 <= t - L < t0 + len(chunk):
+                starts[t] = output[t - L - t0 - 1] if t - L > t0 else state[0]
+        state = after
+        if progress is not None:
+            progress(t0 + len(chunk), T)
+
+    windows = np.concatenate([x[t - L : t].reshape(L, B, I) for t in ends], axis=1)
+    start = np.concatenate([starts[t] for t in ends])  # (places·B,H)
+    last = net(windows, start[None])[1].reshape(len(ends), B, H)
+    loss = zip(ends, last, strict=True)
+    d_state = np.concatenate([loss_gradient(x, t, h, readout) for t, h in loss])
+    gradient = gradient_by_lag(net, windows, start, d_state)
+
+    result = stream.result(delta)
+    lag, rate = lag_of_factor(gradient, FACTOR), abs(float(np.mean(result.estimate))) / T
+    extrapolated = lag is None and _verdict(result) != "neither"
+    if extrapolated:
+        lag = max(L + 1, math.ceil(math.log(FACTOR) / rate))
+    norm = float(np.linalg.norm(net.weight_hh_l0.astype(np.float64), 2))
+    bound = MAX_SLOPE[net.nonlinearity] * norm
+    return Diagnosis(
+        net=repr(net),
+        steps_per_second=T / seconds,
+        stream=result,
+        classical_rate=math.log(bound) if bound > 0 else -math.inf,
+        saturated=saturated / (T * B * H),
+        gradient=gradient,
+        lag=lag,
+        lag_extrapolated=extrapolated,
+    )
