@@ -1,0 +1,66 @@
+"""What a process pays before its first gradient: import, and compilation with and without cache."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+IMPORT = """
+import json, time
+start = time.perf_counter()
+import {package}
+print(json.dumps(time.perf_counter() - start))
+"""
+FIRST_CALL = """
+import json, time
+from numba.core import event
+with event.install_recorder("numba:compile") as compiled:
+    import numpy as np, fastbptt as fb
+    start = time.perf_counter()
+    trace = fb.RNN(32, 64, rng=0).trace(np.zeros((100, 4, 32), np.float32))
+    trace.backward(np.ones_like(trace.output))
+    seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "compiled": len(compiled.buffer)}))
+"""
+
+
+def answer(code, **environment):
+    """What a fresh process prints."""
+    command, environment = [sys.executable, "-c", code], {**os.environ, **environment}
+    result = subprocess.run(command, check=True, capture_output=True, env=environment)
+    return json.loads(result.stdout)
+
+
+def test_import(benchmark, rounds):
+    seconds = {"fastbptt": [], "numba": []}
+
+    def once(package):
+        seconds[package].append(answer(IMPORT.format(package=package)))
+
+    once("fastbptt")  # not counted: the operating system may not have read the files yet
+    seconds["fastbptt"].clear()
+    benchmark.pedantic(lambda: once("fastbptt"), setup=lambda: once("numba"), rounds=rounds)
+    benchmark.extra_info.update(task="import", seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    """A cache folder, and the first call of the process that filled it."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    return folder, answer(FIRST_CALL, NUMBA_CACHE_DIR=folder)
+
+
+def test_first_call(benchmark, cold, rounds):
+    folder, first = cold
+    warm = []
+    benchmark.pedantic(
+        lambda: warm.append(answer(FIRST_CALL, NUMBA_CACHE_DIR=folder)), rounds=rounds
+    )
+    assert first["compiled"] > 0
+    assert [call["compiled"] for call in warm] == [0] * len(warm)
+    benchmark.extra_info.update(
+        task="first call",
+        seconds={"cold": [first["seconds"]], "warm": [call["seconds"] for call in warm]},
+    )

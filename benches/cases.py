@@ -1,0 +1,89 @@
+"""What is measured: one table of cases, and the seeded inputs that every library gets."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+THREADS = sorted({1, len(CORES) or os.cpu_count() or 1})
+
+
+class Case(NamedTuple):
+    """One task on one shape; `k` probes if it is a stream."""
+
+    task: str
+    T: int
+    B: int
+    I: int
+    H: int
+    k: int = 0
+    nonlinearity: str = "tanh"
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        probes = f"-k{self.k}" if self.k else ""
+        shape = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}{probes}"
+        return f"{self.task}-{self.nonlinearity}-{self.dtype}-{shape}"
+
+    @property
+    def flops(self) -> int:
+        """Of one step; the elementwise part is not counted."""
+        if self.task == "stream":
+            return 2 * self.B * self.H * (self.I + self.H * (1 + self.k))
+        return {"forward": 2, "train": 6}[self.task] * self.B * self.H * (self.I + self.H)
+
+    def shortened(self, T: int) -> "Case":
+        """The same with at most T steps."""
+        return self._replace(T=min(self.T, T))
+
+
+SHAPES = [
+    (1000, 1, 32, 64),
+    (1000, 1, 64, 256),
+    (1000, 32, 64, 64),
+    (300, 32, 64, 256),
+    (200, 64, 256, 512),
+    (50, 64, 256, 1024),
+]
+CASES = {
+    "forward": [Case("forward", *shape) for shape in SHAPES],
+    "train": [Case("train", *shape) for shape in SHAPES],
+    "stream": [
+        Case("stream", 10_000, 1, I, H, k) for I, H in ((32, 64), (64, 256)) for k in (1, 8)
+    ],
+}
+
+QUICK_STEPS = 16
+# Past this many steps an explicit product has left the range of float64.
+CHECKED_STEPS = {"stream": 200}
+# Loops in Python take the same time at every step: fewer steps say as much.
+LOOP_STEPS = 500
+# Of the largest element, over sums of up to T B products in contracting nets.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
+
+
+class Inputs(NamedTuple):
+    weights: dict[str, np.ndarray]
+    x: np.ndarray  # (T,B,I)
+    dy: np.ndarray  # (T,B,H): dL/d output
+    V: np.ndarray  # (H,k): the probes, those of JacobianStream(rng=0)
+
+
+def inputs(case: Case, dtype: str | None = None) -> Inputs:
+    """The inputs of a case; PyTorch's initialisation of the weights."""
+    T, B, I, H = case.T, case.B, case.I, case.H
+    rng, bound = np.random.default_rng(0), H**-0.5
+    shapes = zip(WEIGHTS, ((H, I), (H, H), (H,), (H,)), strict=True)
+
+    def cast(y: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(y.astype(case.dtype).astype(dtype or case.dtype))
+
+    weights = {name: cast(rng.uniform(-bound, bound, shape)) for name, shape in shapes}
+    x = cast(rng.standard_normal((T, B, I), np.float32))
+    dy = cast(rng.standard_normal((T, B, H), np.float32))
+    V, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((H, case.k)))
+    return Inputs(weights, x, dy, cast(V))

@@ -1,0 +1,66 @@
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from cases import QUICK_STEPS, THREADS, Case
+from timing import Fleet
+from timing import compare as compare_in_turn
+
+import fastbptt
+
+PACKAGES = ("numba", "numpy", "torch", "jax")
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
+    parser.addoption("--long", action="store_true", help="also stream 10^7 steps")
+    parser.addoption("--rounds", type=int, default=7, help="of each comparison")
+
+
+def pytest_configure(config: Any) -> None:
+    config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("markers", "long: about a minute; left out without --long")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    given = config.invocation_params.args
+    machine_info["cores"] = THREADS[-1]
+    machine_info["quick"] = config.getoption("--quick")
+    machine_info["versions"] = {name: version(name) for name in PACKAGES} | {
+        "fastbptt": fastbptt.__version__
+    }
+    machine_info["arguments"] = [arg for arg in given if not arg.startswith("--benchmark-json")]
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    return 1 if request.config.getoption("--quick") else request.config.getoption("--rounds")
+
+
+@pytest.fixture
+def compare(
+    benchmark: Any, fleet: Fleet, rounds: int, request: pytest.FixtureRequest
+) -> Callable[..., None]:
+    """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick."""
+
+    def run(case: Case, threads: int, peer_threads: list[int], **own: Any) -> None:
+        if request.config.getoption("--quick"):
+            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[-1:]
+        compare_in_turn(benchmark, fleet, case, threads, peer_threads, rounds, own)
+
+    return run

@@ -1,0 +1,300 @@
+"""Who is measured: {task: {library: setup}}; setup(case, inputs) -> call -> arrays.
+
+Each call does all of its task and returns when it is done.  Every library is imported by its own
+set-up, so that a process holds one of them.  Results, in this order: forward: the output; train:
+the gradients of `WEIGHTS` and of x; stream: the log-norm of P V (fastbptt) or of its first column.
+"""
+
+import timeit
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from cases import QUICK_STEPS, WEIGHTS, Case, Inputs
+
+Call = Callable[[], list[Any]]
+Setup = Callable[[Case, Inputs], Call]
+
+
+# f' from h, in the arrays of any library.
+SLOPES: dict[str, Callable[[Any], Any]] = {"tanh": lambda h: 1 - h * h, "relu": lambda h: h > 0}
+
+
+# ---- fastbptt
+
+
+def _fastbptt_net(case: Case, data: Inputs) -> Any:
+    import fastbptt as fb
+
+    net = fb.RNN(case.I, case.H, nonlinearity=case.nonlinearity, dtype=case.dtype)
+    net.load_state_dict(data.weights)
+    return net
+
+
+def fastbptt_forward(case: Case, data: Inputs) -> Call:
+    net = _fastbptt_net(case, data)
+    return lambda: [net(data.x)[0]]
+
+
+def fastbptt_train(case: Case, data: Inputs) -> Call:
+    net = _fastbptt_net(case, data)
+
+    def call() -> list[Any]:
+        net.load_state_dict(data.weights)  # as after an optimiser's step: nothing is packed yet
+        gradients = net.trace(data.x).backward(data.dy)
+        return [*(gradients.params[name] for name in WEIGHTS), gradients.x]
+
+    return call
+
+
+def fastbptt_stream(case: Case, data: Inputs) -> Call:
+    import fastbptt as fb
+
+    net = _fastbptt_net(case, data)
+
+    def call() -> list[Any]:
+        stream = fb.JacobianStream(net, probes=case.k, rng=0)
+        stream.update(data.x)
+        return [stream.result().lower]
+
+    return call
+
+
+# ---- NumPy: a loop over time, the projection ahead of it and the weight gradients behind it
+
+_NUMPY: dict[str, Callable[..., Any]] = {"tanh": np.tanh, "relu": partial(np.maximum, 0)}
+
+
+def _numpy_states(case: Case, data: Inputs) -> np.ndarray:
+    """h (T+1,B,H)."""
+    w_ih, w_hh, b_ih, b_hh = data.weights.values()
+    f = _NUMPY[case.nonlinearity]
+    ax = data.x @ w_ih.T + (b_ih + b_hh)
+    h = np.zeros((case.T + 1, case.B, case.H), data.x.dtype)
+    for t in range(case.T):
+        np.matmul(h[t], w_hh.T, out=h[t + 1])
+        h[t + 1] += ax[t]
+        f(h[t + 1], out=h[t + 1])
+    return h
+
+
+def numpy_forward(case: Case, data: Inputs) -> Call:
+    return lambda: [_numpy_states(case, data)[1:]]
+
+
+def numpy_train(case: Case, data: Inputs) -> Call:
+    w_ih, w_hh, _, _ = data.weights.values()
+
+    def call() -> list[Any]:
+        h = _numpy_states(case, data)
+        slope = SLOPES[case.nonlinearity](h[1:])
+        da, dh = np.empty_like(data.dy), data.dy[-1]
+        for t in range(case.T - 1, -1, -1):
+            np.multiply(dh, slope[t], out=da[t])
+            if t:
+                dh = da[t] @ w_hh + data.dy[t - 1]
+        flat = da.reshape(-1, case.H)  # (T·B,H)
+        dw_ih = flat.T @ data.x.reshape(-1, case.I)
+        dw_hh = flat.T @ h[:-1].reshape(-1, case.H)
+        db = flat.sum(axis=0)
+        return [dw_ih, dw_hh, db, db, da @ w_ih]
+
+    return call
+
+
+def numpy_stream(case: Case, data: Inputs, every: int) -> Call:
+    w_ih, w_hh, b_ih, b_hh = data.weights.values()
+    f, slope = _NUMPY[case.nonlinearity], SLOPES[case.nonlinearity]
+
+    def call() -> list[Any]:
+        ax = data.x[:, 0] @ w_ih.T + (b_ih + b_hh)
+        h, V, total = np.zeros(case.H, ax.dtype), data.V, np.zeros(case.k)
+        for t in range(case.T):
+            h = f(w_hh @ h + ax[t])
+            V = slope(h)[:, None] * (w_hh @ V)
+            if (t + 1) % every == 0 or t + 1 == case.T:
+                V, R = np.linalg.qr(V)
+                total += np.log(np.abs(np.diag(R)))
+        return [total[0]]
+
+    return call
+
+
+# ---- PyTorch
+
+
+def _torch_net(case: Case, data: Inputs) -> tuple[Any, Any]:
+    import torch
+
+    dtype = getattr(torch, case.dtype)
+    net = torch.nn.RNN(case.I, case.H, nonlinearity=case.nonlinearity, dtype=dtype)
+    net.load_state_dict({name: torch.from_numpy(y) for name, y in data.weights.items()})
+    return torch, net
+
+
+def torch_forward(case: Case, data: Inputs) -> Call:
+    torch, net = _torch_net(case, data)
+    x = torch.from_numpy(data.x)
+
+    def call() -> list[Any]:
+        with torch.inference_mode():
+            return [net(x)[0]]
+
+    return call
+
+
+def torch_train(case: Case, data: Inputs) -> Call:
+    torch, net = _torch_net(case, data)
+    x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
+    wanted = [*(getattr(net, name) for name in WEIGHTS), x]
+    return lambda: list(torch.autograd.grad(net(x)[0], wanted, dy))
+
+
+def torch_stream(case: Case, data: Inputs, every: int) -> Call:
+    torch, net = _torch_net(case, data)
+    f, slope = getattr(torch, case.nonlinearity), SLOPES[case.nonlinearity]
+    x, V0 = torch.from_numpy(data.x), torch.from_numpy(data.V)
+    w_ih, w_hh, b_ih, b_hh = (getattr(net, name).detach() for name in WEIGHTS)
+
+    def call() -> list[Any]:
+        with torch.inference_mode():
+            ax = x[:, 0] @ w_ih.T + (b_ih + b_hh)
+            h, V, total = torch.zeros(case.H, dtype=x.dtype), V0, torch.zeros(case.k, dtype=x.dtype)
+            for t in range(case.T):
+                h = f(w_hh @ h + ax[t])
+                V = slope(h)[:, None] * (w_hh @ V)
+                if (t + 1) % every == 0 or t + 1 == case.T:
+                    V, R = torch.linalg.qr(V)
+                    total += R.diagonal().abs().log()
+        return [total[0]]
+
+    return call
+
+
+# ---- JAX, each function with `unroll`, the steps of one turn of the scan, as its first argument
+
+
+def _jax(case: Case) -> tuple[Any, Any, Any]:
+    import jax
+
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    return jax, jax.numpy, {"tanh": jax.numpy.tanh, "relu": jax.nn.relu}[case.nonlinearity]
+
+
+def _jax_call(case: Case, data: Inputs, function: Callable[..., Any], *rest: Any) -> Call:
+    """function(unroll, weights, x, *rest), compiled; it gets the better unroll of 1 and 8."""
+    jax, jnp, _ = _jax(case)
+    given = [[jnp.asarray(y) for y in data.weights.values()], *map(jnp.asarray, (data.x, *rest))]
+
+    def call(compiled: Any) -> Any:
+        return jax.block_until_ready(compiled(*given))
+
+    def seconds(call: Call) -> float:
+        call()  # compiles
+        return min(timeit.repeat(call, number=1, repeat=3))
+
+    calls = [partial(call, jax.jit(partial(function, unroll))) for unroll in (1, 8)]
+    return min(calls, key=seconds) if case.T > QUICK_STEPS else calls[0]
+
+
+def _jax_states(case: Case) -> Callable[..., Any]:
+    """(unroll, weights, x) -> h[1:], the input projection hoisted out of the scan."""
+    jax, jnp, f = _jax(case)
+
+    def states(unroll: int, weights: list[Any], x: Any) -> Any:
+        w_ih, w_hh, b_ih, b_hh = weights
+        ax = x @ w_ih.T + (b_ih + b_hh)
+
+        def step(h: Any, a: Any) -> Any:
+            h = f(a + h @ w_hh.T)
+            return h, h
+
+        return jax.lax.scan(step, jnp.zeros_like(ax[0]), ax, unroll=unroll)[1]
+
+    return states
+
+
+def jax_forward(case: Case, data: Inputs) -> Call:
+    states = _jax_states(case)
+    return _jax_call(case, data, lambda *given: [states(*given)])
+
+
+def jax_train(case: Case, data: Inputs) -> Call:
+    """jit of vjp, as a user would write it."""
+    jax, states = _jax(case)[0], _jax_states(case)
+
+    def train(unroll: int, weights: list[Any], x: Any, dy: Any) -> list[Any]:
+        weights, x = jax.vjp(partial(states, unroll), weights, x)[1](dy)
+        return [*weights, x]
+
+    return _jax_call(case, data, train, data.dy)
+
+
+def jax_train_expert(case: Case, data: Inputs) -> Call:
+    """The backward scan makes da only; the weight gradients are one product each, behind it."""
+    (jax, jnp, _), states = _jax(case), _jax_states(case)
+
+    def train(unroll: int, weights: list[Any], x: Any, dy: Any) -> list[Any]:
+        w_ih, w_hh, _, _ = weights
+        h = states(unroll, weights, x)
+
+        def step(dh: Any, now: Any) -> Any:
+            da = (dh + now[0]) * now[1]
+            return da @ w_hh, da
+
+        now = dy, SLOPES[case.nonlinearity](h)
+        _, da = jax.lax.scan(step, jnp.zeros_like(h[0]), now, reverse=True, unroll=unroll)
+        before = jnp.concatenate([jnp.zeros_like(h[:1]), h[:-1]])
+        flat = da.reshape(-1, case.H)  # (T·B,H)
+        dw_ih, dw_hh = flat.T @ x.reshape(-1, case.I), flat.T @ before.reshape(flat.shape)
+        db = flat.sum(axis=0)
+        return [dw_ih, dw_hh, db, db, da @ w_ih]
+
+    return _jax_call(case, data, train, data.dy)
+
+
+def jax_stream(case: Case, data: Inputs, every: int) -> Call:
+    jax, jnp, f = _jax(case)
+
+    def stream(unroll: int, weights: list[Any], x: Any, V: Any) -> list[Any]:
+        w_ih, w_hh, b_ih, b_hh = weights
+        ax = x[:, 0] @ w_ih.T + (b_ih + b_hh)
+
+        def step(now: Any, a: Any) -> Any:
+            h = f(w_hh @ now[0] + a)
+            return (h, SLOPES[case.nonlinearity](h)[:, None] * (w_hh @ now[1])), None
+
+        def settle(now: Any, ax: Any) -> Any:
+            (h, V), _ = jax.lax.scan(step, now[:2], ax, unroll=min(unroll, every))
+            V, R = jnp.linalg.qr(V)
+            return (h, V, now[2] + jnp.log(jnp.abs(jnp.diagonal(R)))), None
+
+        start = (jnp.zeros_like(ax[0]), V, jnp.zeros_like(V[0]))
+        return [jax.lax.scan(settle, start, ax.reshape(-1, every, case.H))[0][2][0]]
+
+    return _jax_call(case, data, stream, data.V)
+
+
+PEERS: dict[str, dict[str, Setup]] = {
+    "forward": {
+        "fastbptt": fastbptt_forward,
+        "torch": torch_forward,
+        "jax": jax_forward,
+        "numpy": numpy_forward,
+    },
+    "train": {
+        "fastbptt": fastbptt_train,
+        "torch": torch_train,
+        "jax": jax_train,
+        "jax expert": jax_train_expert,
+        "numpy": numpy_train,
+    },
+    "stream": {
+        "fastbptt": fastbptt_stream,
+        "torch": partial(torch_stream, every=8),
+        "jax": partial(jax_stream, every=8),
+        "jax QR each step": partial(jax_stream, every=1),
+        "numpy": partial(numpy_stream, every=8),
+    },
+}

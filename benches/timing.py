@@ -1,0 +1,241 @@
+"""Rounds in which every library takes its turn, each in a process born with its threads."""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numba
+import numpy as np
+from cases import CHECKED_STEPS, CORES, LOOP_STEPS, TOLERANCE, Case, inputs
+from peers import PEERS, SLOPES, Call, Setup, numpy_forward, numpy_train
+
+import fastbptt as fb
+from fastbptt.kernels.panels import aligned, panel_matmul
+from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
+
+_WARM = 0.01  # seconds of untimed calls before a timed one: the others' threads stop to spin
+_PEAK_K = 64
+_PEAK_SECONDS = 0.01
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """This thread, fastbptt and every process begun in here keep to so many cores.
+
+    XLA's own flags for one thread are not obeyed: with both of them set it used 1.8 cores.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "JAX_PLATFORMS")
+    environment, before = {name: os.environ.get(name) for name in names}, fb.get_num_threads()
+    os.environ.update(dict.fromkeys(names[:4], str(threads)), JAX_PLATFORMS="cpu")
+    if CORES:
+        os.sched_setaffinity(0, CORES[:threads])
+    fb.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        fb.set_num_threads(before)
+        if CORES:
+            os.sched_setaffinity(0, CORES)
+        for name, value in environment.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def warm(call: Call) -> None:
+    """Untimed calls, so that what the library needs is in the cache again."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < _WARM:
+        call()
+
+
+def _arrays(results: list[Any]) -> list[np.ndarray]:
+    return [np.array(result) for result in results]
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """The life of a process: set a library up, or time one call of it; None ends it."""
+    ready: dict[str, tuple[Call, int]] = {}
+    while (message := connection.recv()) is not None:
+        library, case, checked = message
+        try:
+            if case is not None:
+                if library == "torch":
+                    import torch
+
+                    torch.set_num_threads(threads)
+                setup = PEERS[case.task][library]
+                call = setup(case, inputs(case))
+                ready[library] = call, case.T
+                check = call if checked == case else setup(checked, inputs(checked))
+                connection.send(_arrays(check()))
+            else:
+                call, steps = ready[library]
+                warm(call)
+                start, cpu = time.perf_counter(), time.process_time()
+                call()
+                seconds = time.perf_counter() - start
+                connection.send((seconds / steps, (time.process_time() - cpu) / seconds))
+        except Exception:
+            connection.send(traceback.format_exc())
+
+
+class Fleet:
+    """A process for each package and number of threads, begun when first needed."""
+
+    def __init__(self) -> None:
+        self._workers: dict[tuple[str, int], tuple[Any, Connection]] = {}
+
+    def _ask(self, library: str, threads: int, *rest: Any) -> Any:
+        key = (library.split()[0], threads)
+        if key not in self._workers:
+            context = multiprocessing.get_context("spawn")
+            ours, theirs = context.Pipe()
+            with pinned(threads):
+                process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+                process.start()
+            theirs.close()
+            self._workers[key] = process, ours
+        connection = self._workers[key][1]
+        connection.send((library, *rest))
+        answer = connection.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{library} with {threads} threads:\n{answer}")
+        return answer
+
+    def prepare(self, library: str, threads: int, case: Case, checked: Case) -> list[np.ndarray]:
+        """Set a library up for `case`; what it computes for `checked`."""
+        return self._ask(library, threads, case, checked)
+
+    def time(self, library: str, threads: int) -> tuple[float, float]:
+        """Seconds per step of one call of what was set up last, and the cores it kept busy."""
+        return self._ask(library, threads, None, None)
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in self._workers.values():
+            connection.send(None)
+            connection.close()
+            process.join(10)
+
+
+@functools.lru_cache(maxsize=2)
+def reference(case: Case, columns: int) -> list[np.ndarray]:
+    """The results in float64; of a stream the log-norm of so many columns of P V."""
+    data = inputs(case, "float64")
+    if case.task == "forward":
+        return numpy_forward(case, data)()
+    if case.task == "train":
+        return numpy_train(case, data)()
+    (h,) = numpy_forward(case, data)()
+    product = data.V[:, :columns]
+    for t in range(case.T):
+        a_dot = data.weights["weight_hh_l0"] @ product
+        product = SLOPES[case.nonlinearity](h[t, 0])[:, None] * a_dot
+    return [np.log(np.linalg.norm(product, 2))]
+
+
+def relative_error(case: Case, library: str, results: list[np.ndarray]) -> float:
+    """The largest error of any result, in parts of its largest element; it has to be small."""
+    expected = reference(case, case.k if library == "fastbptt" else min(case.k, 1))
+    pairs = zip(results, expected, strict=True)
+    # NumPy's max and not Python's, which may lose a NaN.
+    error = float(np.max([np.abs(result - y).max() / np.abs(y).max() for result, y in pairs]))
+    assert error <= TOLERANCE[case.dtype], f"{library}, {case.name}: relative error {error:.2e}"
+    return error
+
+
+@numba.njit(nogil=True)
+def _tiles(A, W, C, width, times):
+    K, panel = A.shape[1], C.shape[1]
+    a, w, c = rows(A, 0, K), rows(W, 0, 0), rows(C, 0, panel)
+    for _ in range(times):
+        panel_matmul(a, A.shape[0], w, K, width, panel, c, c)
+
+
+def fma_peak(dtype: str, threads: int) -> float:
+    """GFLOP/s of the register tile on data in L1, on so many cores at once."""
+    K, panel = _PEAK_K, VECTORS * lanes(dtype)
+
+    def one(seconds: float) -> float:
+        A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
+        A[:], W[:], C[:] = 0, 0, 0
+        times, elapsed = 1, 0.0  # the first call may compile
+        while elapsed < seconds or times < 1000:
+            times *= 2
+            start = time.perf_counter()
+            _tiles(A, W.reshape(-1), C, lanes(dtype), times)
+            elapsed = time.perf_counter() - start
+        return times * 2 * ROWS * K * panel / elapsed / 1e9
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(one, [_PEAK_SECONDS] * threads))
+
+
+def compare(
+    benchmark: Any,
+    fleet: Fleet,
+    case: Case,
+    threads: int,
+    peer_threads: list[int],
+    rounds: int,
+    own: dict[str, Setup],
+) -> None:
+    """Check every library, then time them in turn; figures per step go to `extra_info`.
+
+    pytest-benchmark times fastbptt; ahead of each of its rounds, in its set-up, everybody else has
+    one.  `own` are further tasks of fastbptt to time beside it.
+    """
+    checked = case.shortened(CHECKED_STEPS.get(case.task, case.T))
+    setup, data = PEERS[case.task]["fastbptt"], inputs(case)
+    results = _arrays(setup(checked, inputs(checked))())
+    errors = {"fastbptt": relative_error(checked, "fastbptt", results)}
+    rivals: dict[str, tuple[str, int]] = {}
+    for library in PEERS[case.task]:
+        for n in peer_threads if library != "fastbptt" else []:
+            name = f"{library} ({n})"
+            rivals[name] = library, n
+            loop = case.task == "stream" and not library.startswith("jax")
+            timed = case.shortened(LOOP_STEPS) if loop else case
+            results = fleet.prepare(library, n, timed, checked)
+            errors[name] = relative_error(checked, library, results)
+
+    call, beside = setup(case, data), {name: make(case, data) for name, make in own.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in (*rivals, *beside)}
+    busy_cores: dict[str, float] = {}
+    peaks: list[float] = []
+
+    def others() -> None:
+        peaks.append(fma_peak(case.dtype, threads))
+        for name, rival in rivals.items():
+            once, busy_cores[name] = fleet.time(*rival)
+            seconds[name].append(once)
+        for name, function in beside.items():
+            warm(function)
+            start = time.perf_counter()
+            function()
+            seconds[name].append((time.perf_counter() - start) / case.T)
+        warm(call)
+
+    with pinned(threads):
+        benchmark.pedantic(call, setup=others, rounds=rounds)
+    benchmark.extra_info.update(case._asdict(), threads=threads, errors=errors)
+    if benchmark.enabled:
+        ours = [once / case.T for once in benchmark.stats.stats.data]
+        gflops, peak = case.flops / statistics.median(ours) / 1e9, statistics.median(peaks)
+        benchmark.extra_info.update(
+            seconds={"fastbptt": ours, **seconds},
+            busy_cores=busy_cores,
+            gflops=gflops,
+            peak_gflops=peak,
+            share_of_peak=gflops / peak,
+        )

@@ -1,0 +1,235 @@
+"""The command line: what it prints, its exit codes, and one line for every mistake."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fastbptt as fb
+from fastbptt.cli import main
+
+PROGRAM = [sys.executable, "-m", "fastbptt"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *argv):
+    """(exit code, stdout, stderr)."""
+    try:
+        code = main(list(argv))
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def figures(capsys, *argv):
+    code, out, err = run(capsys, "diagnose", "--json", *argv)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_defaults_in_a_process_of_its_own():
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(fb.__file__).parent.parent)}
+    result = subprocess.run(
+        [*PROGRAM, "diagnose"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "100,000" in result.stdout
+    assert "vanishes" in result.stdout.splitlines()[-1]
+    assert "language reference" in result.stderr
+    assert "\r" not in result.stderr  # no bar where there is no terminal
+
+
+def test_options_reach_the_net(capsys):
+    d = figures(
+        capsys, "--hidden", "24", "--nonlinearity", "sigmoid", "--gain", "2", "--steps", "900",
+        "--probes", "3", "--delta", "0.01", "--dtype", "float64", "--seed", "5",
+    )  # fmt: skip
+    assert d["net"].startswith("RNN(")
+    assert "24, nonlinearity='sigmoid'" in d["net"]
+    assert "float64" in d["net"]
+    assert d["stream"]["steps"] == 900
+    assert d["stream"]["delta"] == 0.01
+    assert len(d["stream"]["exponents"][0]) == 3
+    assert np.exp(d["classical_rate"]) == pytest.approx(0.25 * 2)
+    again = figures(
+        capsys, "--hidden", "24", "--nonlinearity", "sigmoid", "--gain", "2", "--steps", "900",
+        "--probes", "3", "--delta", "0.01", "--dtype", "float64", "--seed", "5",
+    )  # fmt: skip
+    assert again["stream"] == d["stream"]
+
+
+def test_a_net_of_large_gain_explodes(capsys):
+    code, out, _ = run(capsys, "diagnose", "--gain", "4", "--steps", "3000", "--hidden", "64")
+    assert code == 0
+    assert "explodes" in out
+
+
+def test_inputs_of_every_kind(capsys, folder):
+    rng = np.random.default_rng(0)
+    np.save(folder / "x.npy", rng.normal(size=(300, 4)))
+    (folder / "x.txt").write_text("to be or not to be, that is the question. " * 5)
+    import wave
+
+    with wave.open("x.wav", "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(rng.integers(-9999, 9999, 500).astype("<i2").tobytes())
+    for name, steps, features in (("x.npy", 300, 4), ("x.txt", 210, 15), ("x.wav", 500, 1)):
+        d = figures(capsys, "--input", name, "--hidden", "8")
+        assert d["stream"]["steps"] == steps
+        assert f"RNN({features}, 8" in d["net"]
+    assert figures(capsys, "--input", "x.npy", "--steps", "100")["stream"]["steps"] == 100
+    assert figures(capsys, "--input", "x.txt", "--steps", "1000")["stream"]["steps"] == 1000
+
+
+def test_weights_of_a_trained_net(capsys, folder):
+    net = fb.RNN(4, 6, dtype=np.float64, rng=0)
+    np.savez(folder / "w.npz", **net.state_dict())
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    np.save(folder / "x.npy", x)
+    d = figures(capsys, "--weights", "w.npz", "--input", "x.npy")
+    wanted = fb.diagnose(net, x)
+    assert d["stream"]["lower"] == wanted.stream.lower.tolist()
+    single = figures(capsys, "--weights", "w.npz", "--input", "x.npy", "--dtype", "float32")
+    assert "float32" in single["net"]
+
+
+def test_a_picture_is_written_whole(capsys, folder):
+    code, _, err = run(capsys, "diagnose", "--steps", "500", "--hidden", "8", "--plot", "a.png")
+    assert code == 0
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote a.png" in err
+    assert [p.name for p in folder.iterdir()] == ["a.png"]
+
+
+def test_info(capsys):
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    for word in ("fastbptt", "numba", "numpy", "processor", "lanes", "threads", "cache"):
+        assert word in out
+    assert fb.__version__ in out
+
+
+def test_warmup(capsys):
+    assert run(capsys, "warmup")[0] == 0
+
+
+def bad_files(folder):
+    np.savez(folder / "pickled.npz", weight_hh_l0=np.array([{}], dtype=object))
+    np.savez(folder / "foreign.npz", x=np.zeros(3))
+    good = fb.RNN(4, 6).state_dict()
+    np.savez(folder / "transposed.npz", **{**good, "weight_ih_l0": good["weight_ih_l0"].T})
+    np.savez(folder / "half.npz", **{n: y.astype(np.float16) for n, y in good.items()})
+    np.savez(folder / "good.npz", **good)
+    (folder / "cut.npz").write_bytes((folder / "good.npz").read_bytes()[:150])
+    (folder / "words.npz").write_text("words")
+    np.save(folder / "one.npy", np.zeros(3))
+    np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(folder / "complex.npy", np.zeros((5, 2), complex))
+    np.save(folder / "nan.npy", np.full((9, 2), np.nan))
+    np.save(folder / "fine.npy", np.zeros((9, 4)))
+    (folder / "cut.npy").write_bytes((folder / "fine.npy").read_bytes()[:100])
+    (folder / "words.wav").write_text("words")
+    (folder / "empty.txt").write_text("")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "folder").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--input missing.txt", "missing.txt: No such file"),
+        ("--input folder", "folder: Is a directory"),
+        ("--input empty.txt", "empty.txt: the text is empty"),
+        ("--input latin.txt", "latin.txt: 'utf-8'"),
+        ("--input one.npy", "one.npy: expected shape"),
+        ("--input objects.npy", "objects.npy"),
+        ("--input complex.npy", "complex.npy: expected real"),
+        ("--input cut.npy", "cut.npy"),
+        ("--input words.wav", "words.wav"),
+        ("--input nan.npy", "got nan at step 0, batch row 0"),
+        ("--input fine.npy --steps 10", "--steps 10"),
+        ("--nonlinearity gelu", "nonlinearity: expected one of tanh, relu, sigmoid"),
+        ("--hidden -3", "--hidden: expected at least 1, got -3"),
+        ("--hidden many", "--hidden"),
+        ("--steps 1", "--steps: expected at least 2"),
+        ("--steps -5", "--steps"),
+        ("--probes 0", "probes"),
+        ("--delta 1.5", "delta"),
+        ("--dtype float16", "dtype"),
+        ("--seed -1", "rng"),
+        ("--gain -1", "--gain"),
+        ("--gain nan", "--gain"),
+        ("--weights missing.npz", "missing.npz: No such file"),
+        ("--weights pickled.npz", "pickled.npz"),
+        ("--weights foreign.npz", "weight_hh_l0 is missing"),
+        ("--weights cut.npz", "cut.npz"),
+        ("--weights words.npz", "words.npz"),
+        ("--weights one.npy", "one.npy"),
+        ("--weights half.npz --input fine.npy", "float16"),
+        ("--weights transposed.npz --input fine.npy", "weight_ih_l0 has shape (4, 6)"),
+        ("--weights good.npz", "weight_ih_l0 has shape (6, 4)"),
+        ("--weights good.npz --hidden 7 --input fine.npy", "--hidden 7"),
+        ("--plot nowhere/a.png", "--plot nowhere/a.png"),
+        ("--plot folder", "--plot folder"),
+        ("--plot a.word", "--plot a.word"),
+        ("--colour red", "--colour"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, folder, argv, message):
+    bad_files(folder)
+    before = sorted(p.name for p in folder.rglob("*"))
+    code, out, err = run(capsys, "diagnose", "--steps", "9", *argv.split())
+    assert code == 2
+    assert out == ""
+    assert message in err
+    errors = [line for line in err.splitlines() if not line.startswith("reading")]
+    assert len(errors) == 1
+    assert errors[0].startswith("fastbptt: error: ")
+    assert sorted(p.name for p in folder.rglob("*")) == before
+
+
+def test_no_command_and_help(capsys):
+    assert run(capsys)[0] == 2
+    code, out, _ = run(capsys, "diagnose", "--help")
+    assert code == 0
+    for option in ("--input", "--nonlinearity", "--hidden", "--gain", "--weights", "--steps"):
+        assert option in out
+
+
+def start(*argv, **keywords):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(fb.__file__).parent.parent)}
+    return subprocess.Popen([*PROGRAM, *argv], env=environment, text=True, **keywords)
+
+
+def test_ctrl_c_leaves_quietly_within_a_second():
+    argv = ["diagnose", "--steps", "20000000", "--hidden", "512"]
+    process = start(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert "language reference" in process.stderr.readline()
+    time.sleep(4)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 1  # the promise to the user
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    with start("info", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
