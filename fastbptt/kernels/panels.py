@@ -5,6 +5,7 @@ weights of its outputs n, so that a tile reads forwards only.  N is padded with 
 of the register; where that leaves one register over, the last panel is one register wide.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,37 +25,23 @@ def padded(n: int, dtype: Any) -> int:
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that begins on a cache line: a register across two costs double."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
-    offset = -raw.ctypes.data % 64
+    offset = -raw.__array_interface__["data"][0] % 64
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
     """weights (N,K) of any layout -> its panels, flat, padded(N)·K elements."""
     N, K = weights.shape
+    panel = VECTORS * lanes(weights.dtype)
     panels = aligned((padded(N, weights.dtype) * K,), weights.dtype)
-    base = weights if weights.flags.c_contiguous else weights.T
-    base = np.ascontiguousarray(base)
-    strides = (K, 1) if weights.flags.c_contiguous else (1, N)
-    _pack(base.reshape(-1), strides[0], strides[1], N, K, panels, lanes(weights.dtype))
+    n0 = N // panel * panel
+    whole, rest = panels[: n0 * K].reshape(-1, K, panel), panels[n0 * K :].reshape(K, -1)
+    whole[:] = weights[:n0].reshape(-1, panel, K).swapaxes(1, 2)
+    rest[:, : N - n0] = weights[n0:].T
+    rest[:, N - n0 :] = 0
     return panels
-
-
-@kernel
-def _pack(weights, n_stride, k_stride, N, K, panels, width):
-    """panels[n0·K + k·m + n - n0] = weights[n,k] for the panel n0 .. n0+m of output n."""
-    Np = panels.size // K
-    for n0 in range(0, Np, VECTORS * width):
-        m = min(VECTORS * width, Np - n0)
-        for n in range(n0, n0 + m):
-            to = n0 * K + n - n0
-            if n < N:
-                for k in range(K):
-                    panels[to + k * m] = weights[n * n_stride + k * k_stride]
-            else:
-                for k in range(K):
-                    panels[to + k * m] = 0
 
 
 # Names and not a table: Numba sees intrinsics as globals only.
