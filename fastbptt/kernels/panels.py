@@ -50,6 +50,7 @@ _half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
     tile(r, vectors=1) for r in range(1, 9)
 )
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
+_pair1 = tile(1, panels=2)
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
@@ -134,6 +135,9 @@ def panel_matmul(A, M, W, K, width, N, S, C):
         if M == 1 and j + _WIDE1 * panel <= N:
             _wide1(A, w, K, s, c)
             j += _WIDE1 * panel
+        elif M == 1 and j + 2 * panel <= N:
+            _pair1(A, w, K, s, c)
+            j += 2 * panel
         elif M == 2 and j + _WIDE2 * panel <= N:
             _wide2(A, w, K, s, c)
             j += _WIDE2 * panel

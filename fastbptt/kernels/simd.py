@@ -23,6 +23,9 @@ ROWS = 6 if REGISTER_BYTES == 32 else 8
 # of the FMA, and one stream of weights reads L2 at half its bandwidth.
 PANELS = {1: 4, 2: 4, 3: 2} if ROWS == 8 else {1: 4, 2: 2, 3: 2}
 
+# Accumulators up to which the two sums over k fit in the registers side by side.
+TOGETHER = 4 if REGISTER_BYTES == 32 else 8
+
 
 def lanes(dtype: Any) -> int:
     """Elements of one register; every padded axis is a multiple of this."""
@@ -97,15 +100,46 @@ def _register(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorType
     return builder.bitcast(pointer, vector.as_pointer())
 
 
+class _Loop:
+    """Accumulators of a tile, and the loop over k that fills them."""
+
+    def __init__(self, builder: Any, vector: ir.VectorType, size: int, fma: Any) -> None:
+        self.builder, self.vector, self.size, self.fma = builder, vector, size, fma
+
+    def run(self, m0: Any, m1: Any, begun: list[list[Any]], one_step: Any) -> list[list[Any]]:
+        """one_step(sums, stream, m) for m0 <= m < m1 and each stream of sums in `begun`."""
+        builder, m_type = self.builder, ir.IntType(64)
+        entry = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("k", "fma", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        m = builder.phi(m_type)
+        m.add_incoming(m0, entry)
+        sums = [[builder.phi(self.vector) for _ in stream] for stream in begun]
+        builder.cbranch(builder.icmp_signed("<", m, m1), body, done)
+        builder.position_at_end(body)
+        updated = [one_step(sums[stream], stream, m) for stream in range(len(begun))]
+        m.add_incoming(builder.add(m, m_type(1)), body)
+        for phis, firsts, laters in zip(sums, begun, updated, strict=True):
+            for phi, first, later in zip(phis, firsts, laters, strict=True):
+                phi.add_incoming(first, entry)
+                phi.add_incoming(later, body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return sums
+
+
 def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool = False) -> Any:
     """A kernel for `height` rows of C and `panels` panels of packed weights.
 
-    C = S + A W, each element one sum over k in order, begun at S: its bits do not depend on the
-    tile it falls into.  If `transposed`, C = S + (A' W), the sum begun at 0.
+    C = (S + A1 W1) + A2 W2, each element two sums over the halves of k in order: a tile of one row
+    would else wait for the latency of the FMA.  Every tile adds in this order, so that the bits of
+    an element do not depend on the tile it falls into.  If `transposed`, C = S + (A' W), one sum.
     A, W, S and C are `rows`: A (height,K), or (K,height) if `transposed`; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.
     """
+    across = range(panels * vectors)
 
     @intrinsic
     def kernel(typingctx, A, W, K, S, C):
@@ -115,6 +149,7 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
         width = vector.count
         undefined = ir.Constant(vector, ir.Undefined)
         everywhere = ir.Constant(ir.VectorType(i32, width), [0] * width)
+        zeros = [ir.Constant(vector, [0.0] * width)] * (height * len(across))
 
         def codegen(context, builder, sig, args):
             (a, lda), (w, ldw), (s, lds), (c, ldc) = (
@@ -126,61 +161,60 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
                 ir.FunctionType(vector, [vector] * 3),
                 f"llvm.fma.v{width}f{8 * size}",
             )
-
-            def register(pointer, v):
-                return _register(builder, pointer, v, vector)
+            loop = _Loop(builder, vector, size, fma)
 
             def row(pointer, stride, r):
                 return builder.gep(pointer, [builder.mul(stride, i64(r))])
 
-            across = range(panels * vectors)
-            starts = [register(row(s, lds, r), v) for r in range(height) for v in across]
-            cells = [register(row(c, ldc, r), v) for r in range(height) for v in across]
-            if transposed:
-                start = [ir.Constant(vector, [0.0] * width) for _ in starts]
-            else:
-                start = [builder.load(p, align=size, typ=vector) for p in starts]
-            entry = builder.block
-            loop, done = builder.append_basic_block("k"), builder.append_basic_block("end")
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            k = builder.phi(i64)
-            k.add_incoming(i64(0), entry)
-            sums = [builder.phi(vector) for _ in start]
-            weights = [
-                builder.load(
-                    register(row(row(w, ldw, p), k, vectors * width), v), align=size, typ=vector
-                )
-                for p in range(panels)
-                for v in range(vectors)
-            ]
-            updated = []
-            for r in range(height):
-                if transposed:
-                    source = builder.gep(a, [builder.add(builder.mul(k, lda), i64(r))])
-                else:
-                    source = builder.gep(a, [builder.add(builder.mul(lda, i64(r)), k)])
-                one = builder.insert_element(
-                    undefined, builder.load(source, typ=vector.element), i32(0)
-                )
-                one = builder.shuffle_vector(one, undefined, everywhere)
-                updated += [
-                    builder.call(fma, [one, weights[v], sums[r * len(across) + v]]) for v in across
+            def registers(pointer, stride):
+                return [
+                    _register(builder, row(pointer, stride, r), v, vector)
+                    for r in range(height)
+                    for v in across
                 ]
-            following = builder.add(k, i64(1))
-            k.add_incoming(following, loop)
-            for phi, first, later in zip(sums, start, updated, strict=True):
-                phi.add_incoming(first, entry)
-                phi.add_incoming(later, loop)
-            builder.cbranch(builder.icmp_signed("<", following, K), loop, done)
 
-            builder.position_at_end(done)
+            def loaded(pointers):
+                return [builder.load(p, align=size, typ=vector) for p in pointers]
+
+            def one_step(sums, stream, m):
+                k = builder.add(m, firsts[stream])
+                weights = loaded(
+                    _register(builder, row(row(w, ldw, p), k, vectors * width), v, vector)
+                    for p in range(panels)
+                    for v in range(vectors)
+                )
+                updated = []
+                for r in range(height):
+                    at = (k, lda, i64(r)) if transposed else (i64(r), lda, k)
+                    source = builder.gep(a, [builder.add(builder.mul(at[1], at[0]), at[2])])
+                    element = builder.load(source, typ=vector.element)
+                    one = builder.insert_element(undefined, element, i32(0))
+                    one = builder.shuffle_vector(one, undefined, everywhere)
+                    updated += [
+                        builder.call(fma, [one, weights[v], sums[r * len(across) + v]])
+                        for v in across
+                    ]
+                return updated
+
+            none = i64(0)
             if transposed:
-                late = [builder.load(p, align=size, typ=vector) for p in starts]
-                updated = [builder.fadd(s, u) for s, u in zip(late, updated, strict=True)]
-            for pointer, total in zip(cells, updated, strict=True):
-                builder.store(total, pointer).align = size
+                firsts = [none]
+                (total,) = loop.run(none, K, [zeros], one_step)
+                other = loaded(registers(s, lds))
+            else:
+                less = builder.lshr(K, i64(1))
+                more = builder.sub(K, less)
+                firsts = [none, more]
+                start = loaded(registers(s, lds))
+                if height * len(across) <= TOGETHER:
+                    total, other = loop.run(none, less, [start, zeros], one_step)
+                    (total,) = loop.run(less, more, [total], one_step)
+                else:
+                    (total,) = loop.run(none, more, [start], one_step)
+                    firsts = [more]
+                    (other,) = loop.run(none, less, [zeros], one_step)
+            for pointer, one, two in zip(registers(c, ldc), total, other, strict=True):
+                builder.store(builder.fadd(one, two), pointer).align = size
             return context.get_dummy_value()
 
         return sig, codegen
