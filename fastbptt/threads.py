@@ -84,12 +84,9 @@ def share(work: Callable[[int, int], None], size: int, cost: float) -> None:
     `cost` is the multiply-adds of all the work.  A thread that is not the main one may be a worker
     of Dask or joblib, whose other workers have the other cores: it shares nothing.
     """
-    count = min(get_num_threads(), size)
-    if (
-        count <= 1
-        or cost < _WORTH_SHARING
-        or threading.current_thread() is not threading.main_thread()
-    ):
+    main = threading.current_thread() is threading.main_thread()
+    count = min(get_num_threads(), size) if cost >= _WORTH_SHARING and main else 1
+    if count <= 1:
         if size:
             work(0, size)
         return

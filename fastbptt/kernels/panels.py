@@ -14,6 +14,7 @@ from .jit import kernel
 from .simd import PANELS, ROWS, VECTORS, copy_run, lanes, rows, shifted, tile
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
+_LINE = 64  # bytes of a cache line
 GRADIENT_ROWS = 256  # rows of one partial sum: a packed panel of them, 32 KB, stays in L1
 
 
@@ -24,11 +25,10 @@ def padded(n: int, dtype: Any) -> int:
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that begins on a cache line: a register across two costs double."""
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    offset = -raw.__array_interface__["data"][0] % 64
-    return raw[offset : offset + size].view(dtype).reshape(shape)
+    size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
+    raw = np.empty(size + _LINE // itemsize, dtype)
+    offset = -raw.__array_interface__["data"][0] % _LINE // itemsize
+    return raw[offset : offset + size].reshape(shape)
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
@@ -37,10 +37,12 @@ def pack(weights: np.ndarray) -> np.ndarray:
     panel = VECTORS * lanes(weights.dtype)
     panels = aligned((padded(N, weights.dtype) * K,), weights.dtype)
     n0 = N // panel * panel
-    whole, rest = panels[: n0 * K].reshape(-1, K, panel), panels[n0 * K :].reshape(K, -1)
+    whole = panels[: n0 * K].reshape(-1, K, panel)
     whole[:] = weights[:n0].reshape(-1, panel, K).swapaxes(1, 2)
-    rest[:, : N - n0] = weights[n0:].T
-    rest[:, N - n0 :] = 0
+    if n0 < N:
+        rest = panels[n0 * K :].reshape(K, -1)
+        rest[:, : N - n0] = weights[n0:].T
+        rest[:, N - n0 :] = 0
     return panels
 
 
