@@ -135,11 +135,10 @@ def parameters(
     faults = [f"{name} is missing" for name in shapes if name not in mapping]
     faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
     arrays = {name: array(mapping[name], name, expected) for name in shapes if name in mapping}
-    faults += [
-        f"{name} has shape {value.shape}, expected {shapes[name]}"
-        for name, value in arrays.items()
-        if value.shape != shapes[name]
-    ]
+    for name, value in arrays.items():
+        if value.shape != shapes[name]:
+            turned = "; is it transposed?" if value.T.shape == shapes[name] else ""
+            faults.append(f"{name} has shape {value.shape}, expected {shapes[name]}{turned}")
     if faults:
         raise ValueError("state_dict: " + "; ".join(faults))
     return arrays

@@ -176,7 +176,8 @@ class RNN:
         Parameters
         ----------
         x, state
-            As of the call.
+            As of the call.  A contiguous x is kept and not copied: `backward` reads it again, so
+            do not change it before.
 
         Returns
         -------

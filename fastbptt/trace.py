@@ -134,7 +134,8 @@ class Trace:
             shape = layout.state_shape(B, H)
             dh[:, :H] += checks.shaped(d_state, "d_state", dtype, shape).reshape(B, H)
 
-        panel, width = VECTORS * lanes(dtype), lanes(dtype)
+        cell, width = weights.adjoint_cell, lanes(dtype)
+        panel = VECTORS * width
         dx = aligned((T, B, padded(I, dtype)), dtype)
         panels_hh, panels_ih = -(-H // panel), -(-I // panel)
         dw_hh = np.zeros((H, panels_hh * panel), dtype)
@@ -147,7 +148,7 @@ class Trace:
             da = chunk[: t1 - t0]
 
             def rows(b0: int, b1: int, t0: int = t0, t1: int = t1, da: np.ndarray = da) -> None:
-                backward(weights.adjoint_cell, dy, h, da, dx, dh, width, t0, t1, b0, b1)
+                backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1)
 
             def sums(
                 first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da

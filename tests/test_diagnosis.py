@@ -165,6 +165,18 @@ def test_plot_on_new_and_on_given_axes():
     assert d.plot(ax) is ax
 
 
+def test_a_net_without_recurrence():
+    net = fb.RNN(2, 4, rng=0)
+    net.weight_hh_l0 = np.zeros((4, 4), np.float32)
+    d = fb.diagnose(net, np.ones((50, 2), np.float32))
+    assert d.verdict == "vanishes"
+    assert d.classical_rate == -math.inf
+    assert d.lag == 1
+    str(d)
+    d.to_json()
+    d.plot()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_named_with_its_step_and_row(bad):
     x = np.zeros((300, 4, 3), np.float32)

@@ -7,22 +7,26 @@ import numpy as np
 if TYPE_CHECKING:
     from .report import Diagnosis
 
+_BELOW = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+
 
 def _growth(d: "Diagnosis", ax: Any) -> None:
     for b in range(d.stream.curve_lower.shape[1]):
         lower, upper = d.stream.curve_lower[:, b], d.stream.curve_upper[:, b]
-        width = f"{upper[-1] - lower[-1]:.1f} nats wide at the end"
-        label = f"interval, {width}, delta = {d.stream.delta:g}" if b == 0 else None
+        width = upper[-1] - lower[-1] if np.isfinite(lower[-1]) else 0
+        label = f"interval, {width:.1f} nats wide at the end" if b == 0 else None
         ax.fill_between(
             d.stream.curve_steps, lower, upper, alpha=0.3, color="C0", label=label, lw=1
         )
         label = "estimate" if b == 0 else None
         ax.plot(d.stream.curve_steps, d.stream.curve_estimate[:, b], color="C0", label=label)
-    ends = np.array([0, d.stream.steps])
-    ax.plot(ends, ends * d.classical_rate, "--", color="C3", label="classical bound max|f'| ||W||")
+    if np.isfinite(d.classical_rate):
+        ends = np.array([0, d.stream.steps])
+        label = "classical bound max|f'| ||W||"
+        ax.plot(ends, ends * d.classical_rate, "--", color="C3", label=label)
     ax.axhline(0, color="0.6", lw=0.8)
     ax.set(xlabel="step t", ylabel="log ||dh_t/dh_0||  (nats)", title="Jacobian product")
-    ax.legend(frameon=False)
+    ax.legend(**_BELOW)
 
 
 def _by_lag(d: "Diagnosis", ax: Any) -> None:
@@ -44,7 +48,7 @@ def _by_lag(d: "Diagnosis", ax: Any) -> None:
         ylabel="log10 of the gradient's norm, lag 0 = 0",
         title="Gradient by lag, from BPTT",
     )
-    ax.legend(frameon=False)
+    ax.legend(**_BELOW)
 
 
 def plot(d: "Diagnosis", ax: Any) -> Any:
@@ -52,7 +56,7 @@ def plot(d: "Diagnosis", ax: Any) -> Any:
     if ax is None:
         from matplotlib.figure import Figure
 
-        ax = Figure(figsize=(10, 4), layout="constrained").subplots(1, 2)
+        ax = Figure(figsize=(10, 4.8), layout="constrained").subplots(1, 2)
     pair = np.ravel(ax)
     _growth(d, pair[0])
     if pair.size > 1:
