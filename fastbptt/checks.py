@@ -73,6 +73,8 @@ def generator(rng: Any) -> np.random.Generator:
 
 def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     """A float array of the dtype wanted: nothing is converted, so that nothing is lost unsaid."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask; fill it first")
     try:
         result = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

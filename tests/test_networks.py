@@ -341,6 +341,7 @@ class TestBadInput:
             (np.zeros((9, 4, 5), ">f4"), TypeError),
             ([[1.0] * 5] * 3, TypeError),
             ([[1.0], [1.0, 2.0]], TypeError),
+            (np.ma.zeros((9, 4, 5), dtype=np.float32), TypeError),
             ("text", TypeError),
             (None, TypeError),
         ],

@@ -274,6 +274,26 @@ def test_ten_thousand_nats_neither_overflow_nor_drown():
     assert_allclose(result.lower[0], wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e6, 1e15])
+@pytest.mark.parametrize("probes", [1, 10])
+def test_steps_whose_squares_leave_the_range_of_float32(dtype, scale, probes):
+    W = (np.random.default_rng(0).normal(size=(10, 10)) * scale).astype(dtype)
+    result = streamed(linear_net(W, dtype), rest(60, dtype), probes, delta=1e-9)
+    wanted = reference.log_norm_of_product(np.broadcast_to(W.astype(float) / scale, (60, 10, 10)))
+    wanted += 60 * math.log(scale)
+    assert result.lower <= wanted + 1e-3
+    assert wanted <= result.upper + 1e-3
+    assert result.upper - result.lower < 25
+
+
+def test_some_probes_die_and_the_others_go_on():
+    W = np.diag([1e-9, 0.0, 1e-25, 1e-30]).astype(np.float32)
+    result = streamed(linear_net(W, np.float32), rest(40, np.float32), probes=4)
+    assert_allclose(result.lower, 40 * math.log(1e-9), rtol=1e-5)
+    assert result.exponents[-1] == -math.inf
+
+
 def test_curve_keeps_its_ends_and_a_bounded_number_of_points():
     net, x = driven(4, 1.0, T=5000, B=1)
     stream = fb.JacobianStream(net, probes=2)

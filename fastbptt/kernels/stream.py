@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .cells import tangent
-from .frames import multiply_factor, orthonormalise
+from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
 from .panels import BLOCK, panel_matmul
 from .simd import rows, shifted
@@ -82,6 +82,19 @@ def _settle(s, b, frame, R, row):
 
 
 @kernel
+def _leaves_range(s, b, side, far):
+    """Whether the first tangent that is not known to be zero comes near the end of its range."""
+    panel = s.panel
+    for i in range(s.e.shape[1]):
+        if s.e[b, i] > EMPTY:
+            energy = panel.dtype.type(0)
+            for j in range(panel.shape[3]):
+                energy += panel[side, b, 1 + i, j] * panel[side, b, 1 + i, j]
+            return energy > far or energy * far < 1  # an energy of 0 may have underflowed
+    return False
+
+
+@kernel
 def stream(cell, x, ax, width, start, b0, b1, s):
     """Carry s over the steps of x (T,B,I), the first of them step `start`, for rows b0..b1-1.
 
@@ -95,9 +108,7 @@ def stream(cell, x, ax, width, start, b0, b1, s):
     panel = s.panel
     w_ih, w_hh, bias = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     R, row, slopes = np.empty((k, k)), np.empty(k), np.empty(Hp, panel.dtype)
-    # beyond these energies the first tangent comes near the end of its dtype's range
     far = math.sqrt(np.finfo(panel.dtype).max)
-    near = 1 / far
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
         to = rows(ax, b0 * Hp, Hp)
@@ -121,9 +132,6 @@ def stream(cell, x, ax, width, start, b0, b1, s):
                 panel_matmul(state, M * (1 + k), w, H, width, j1 - j0, a, a)
                 tangent(cell, panel, after, slopes, b0, b1, np.uintp(j0), np.uintp(j1))
             for b in range(b0, b1):
-                energy = panel.dtype.type(0)
-                for j in range(Hp):
-                    energy += panel[after, b, 1, j] * panel[after, b, 1, j]
                 s.since[b] += 1
-                if s.since[b] >= s.interval[b] or energy > far or near > energy > 0:
+                if s.since[b] >= s.interval[b] or _leaves_range(s, b, after, far):
                     _settle(s, b, panel[after, b, 1:], R, row)
