@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
-from .kernels.panels import GRADIENT_ROWS, aligned, bias_gradient, padded, weight_gradient
+from .kernels.panels import aligned, bias_gradient, gradient_scratch, padded, weight_gradient
 from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import backward, forward
 from .threads import share
@@ -153,7 +153,7 @@ class Trace:
             def sums(
                 first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da
             ) -> None:
-                scratch = aligned((last - first + 1, GRADIENT_ROWS, panel), dtype)
+                scratch = gradient_scratch(last - first, dtype)
                 s = da.reshape(-1, Hp)
                 b = checks.read_only(h[t0:t1].reshape(-1, Hp))
                 weight_gradient(s, b, dw_hh, first, max(first, min(last, panels_hh)), scratch)

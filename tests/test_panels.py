@@ -10,12 +10,13 @@ from fastbptt.kernels.panels import (
     GRADIENT_ROWS,
     aligned,
     bias_gradient,
+    gradient_scratch,
     pack,
     padded,
     panel_matmul,
     weight_gradient,
 )
-from fastbptt.kernels.simd import VECTORS, lanes, rows
+from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
 
 DTYPES = (np.float32, np.float64)
 
@@ -86,7 +87,8 @@ def test_weight_gradient_whole_and_in_slices_of_panels(S, H, K, dtype, seed):
     panel = VECTORS * lanes(dtype)
     count = -(-K // panel)
     whole, parts = np.ones((2, H, count * panel), dtype)
-    scratch = aligned((count + 1, GRADIENT_ROWS, panel), dtype)
+    scratch = gradient_scratch(count, dtype)
+    assert scratch[count:].size >= GRADIENT_ROWS * ROWS  # where a tile's columns of da go
     scratch[:] = np.nan
     weight_gradient(da, b, whole, 0, count, scratch)
     for p in range(count):

@@ -46,6 +46,12 @@ def pack(weights: np.ndarray) -> np.ndarray:
     return panels
 
 
+def gradient_scratch(count: int, dtype: Any) -> np.ndarray:
+    """What `weight_gradient` of so many panels packs into: them, and a tile of columns of da."""
+    panel = VECTORS * lanes(dtype)
+    return aligned((count + -(-ROWS // panel), GRADIENT_ROWS, panel), dtype)
+
+
 # Names and not a table: Numba sees intrinsics as globals only.
 _tile1, _tile2, _tile3, _tile4, _tile5, _tile6, _tile7, _tile8 = (tile(r) for r in range(1, 9))
 _half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
@@ -168,8 +174,8 @@ def panel_matmul(A, M, W, K, width, N, S, C):
 def weight_gradient(da, b, gradient, first, last, packed):
     """gradient[i,j] += sum_s da[s,i] b[s,j] for the panels first <= p < last of j.
 
-    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed (last - first + 1, GRADIENT_ROWS,
-    panel) is scratch.  Both operands are packed: rows a power of two apart fall into one set of L1.
+    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed is `gradient_scratch(last - first)`.
+    Both operands are packed: rows a power of two apart fall into one set of L1.
     Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
     """
     S, Hp = da.shape

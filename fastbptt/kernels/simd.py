@@ -159,7 +159,7 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
             fma = cgutils.get_or_insert_function(
                 builder.module,
                 ir.FunctionType(vector, [vector] * 3),
-                f"llvm.fma.v{width}f{8 * size}",
+                f"llvm.fmuladd.v{width}f{8 * size}",
             )
             loop = _Loop(builder, vector, size, fma)
 
