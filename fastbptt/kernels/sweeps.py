@@ -65,25 +65,29 @@ def backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1):
     Ip = dx.shape[2]
     H = cell.w_hh.size // Hp
     M, block = b1 - b0, BLOCK * width
-    w_hh, zeros = rows(cell.w_hh, 0, 0), rows(cell.zeros, 0, 0)
+    chunk = max(1, CHUNK_ROWS // M)
+    w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.zeros, 0, 0)
     for b in range(b0, b1):
         for j in range(Hp):
             da[t1 - 1 - t0, b, j] = dh[b, j]
     adjoint(cell, h, t1 - 1, da, t1 - 1 - t0, b0, b1, np.uintp(0), np.uintp(Hp))
-    for t in range(t1 - 1, t0 - 1, -1):
-        last = (Hp - 1) // block
-        for q in range(last + 1):
-            j0 = block * (q if t % 2 == 0 else last - q)
-            j1 = min(j0 + block, Hp)
+    for c in range(t1, t0, -chunk):
+        c0 = max(t0, c - chunk)
+        for t in range(c - 1, c0 - 1, -1):
             later = rows(da, ((t - t0) * B + b0) * Hp, Hp)
-            w = shifted(w_hh, j0 * H, 0)
-            start = rows(dy, ((t - 1) * B + b0) * Hp + j0, Hp) if t > 0 else zeros
-            if t > t0:
-                earlier = rows(da, ((t - 1 - t0) * B + b0) * Hp + j0, Hp)
-                panel_matmul(later, M, w, H, width, j1 - j0, start, earlier)
-                adjoint(cell, h, t - 1, da, t - 1 - t0, b0, b1, np.uintp(j0), np.uintp(j1))
-            else:
-                to = rows(dh, b0 * Hp + j0, Hp)
-                panel_matmul(later, M, w, H, width, j1 - j0, start, to)
-    source, target = rows(da, b0 * Hp, Hp), rows(dx, (t0 * B + b0) * Ip, Ip)
-    matmul_steps(source, rows(cell.w_ih, 0, 0), H, width, Ip, zeros, target, t1 - t0, B, M)
+            last = (Hp - 1) // block
+            for q in range(last + 1):
+                j0 = block * (q if t % 2 == 0 else last - q)
+                j1 = min(j0 + block, Hp)
+                w = shifted(w_hh, j0 * H, 0)
+                start = rows(dy, ((t - 1) * B + b0) * Hp + j0, Hp) if t > 0 else zeros
+                if t > t0:
+                    earlier = rows(da, ((t - 1 - t0) * B + b0) * Hp + j0, Hp)
+                    panel_matmul(later, M, w, H, width, j1 - j0, start, earlier)
+                    s0, s1 = np.uintp(j0), np.uintp(j1)
+                    adjoint(cell, h, t - 1, da, t - 1 - t0, b0, b1, s0, s1)
+                else:
+                    panel_matmul(later, M, w, H, width, j1 - j0, start, rows(dh, b0 * Hp + j0, Hp))
+        source = rows(da, ((c0 - t0) * B + b0) * Hp, Hp)
+        target = rows(dx, (c0 * B + b0) * Ip, Ip)
+        matmul_steps(source, w_ih, H, width, Ip, zeros, target, c - c0, B, M)
