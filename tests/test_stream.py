@@ -92,6 +92,21 @@ def test_the_interval_holds_the_norm(H, k, T, gain, seed):
     assert result.lower[0] <= result.estimate[0] <= result.upper[0]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_published_mistakes_lie_outside_the_interval(seed):
+    """With as many probes as units the interval is a point: each mistake would be seen."""
+    net, x = driven(8, 2.0, T=25, B=1, seed=seed)
+    J, rng = jacobians(net, x, 0), np.random.default_rng(seed)
+    lower = streamed(net, x, probes=8).lower[0]
+    assert_allclose(lower, reference.log_norm_of_product(J), atol=1e-9)
+    for mistake in (
+        reference.wrong_order(J),
+        reference.only_r11(J, 8, rng),
+        reference.sum_of_log_diagonal(J, 8, rng),
+    ):
+        assert abs(mistake - lower) > 1e-3
+
+
 @pytest.mark.parametrize("a", [0.5, 1.0, 1000.0])
 @pytest.mark.parametrize("probes", [1, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
