@@ -84,7 +84,7 @@ class Diagnosis:
         k = s.exponents.shape[1]
         rate, error = s.exponents[0, 0], s.standard_error[0, 0]
         bound = math.exp(self.classical_rate)
-        claim = f"at most {self.classical_rate * T:.6g} nats, so it "
+        claim = f"at most {self.classical_rate * T:,.6g} nats, so it "
         claim += "vanishes" if self.classical_rate < 0 else "could explode: says nothing"
         median = np.median(self.gradient.log_norms, axis=1)
         lags = zip(self.gradient.lags, median / math.log(10), strict=True)
@@ -143,7 +143,7 @@ def _decades(y: float) -> str:
 
 def _span(y: np.ndarray) -> str:
     """The value, or the least and the largest of several."""
-    low, high = f"{y.min():.6g}", f"{y.max():.6g}"
+    low, high = (f"{z:,.2f}" if 100 < abs(z) < 1e15 else f"{z:.6g}" for z in (y.min(), y.max()))
     return low if low == high else f"({low} .. {high})"
 
 
