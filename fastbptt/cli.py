@@ -246,13 +246,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         {"diagnose": _diagnose, "info": _info, "warmup": _warmup}[args.command](args)
         sys.stdout.flush()
-    except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        _log(f"{_NAME}: error: {message}")
-        return 2
     except BrokenPipeError:  # `| head` has read enough; nothing may be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, TypeError, OverflowError, MemoryError, OSError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        _log(f"{_NAME}: error: {message}")
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

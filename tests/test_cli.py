@@ -114,6 +114,18 @@ def test_a_picture_is_written_whole(capsys, folder):
     assert [p.name for p in folder.iterdir()] == ["a.png"]
 
 
+def test_a_picture_that_cannot_be_put_in_place_leaves_nothing(capsys, folder, monkeypatch):
+    def fail(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastbptt.cli.os.replace", fail)
+    code, out, err = run(capsys, "diagnose", "--steps", "50", "--hidden", "8", "--plot", "a.png")
+    assert code == 2
+    assert out == ""
+    assert "No space left on device" in err
+    assert list(folder.iterdir()) == []
+
+
 def test_info(capsys):
     code, out, _ = run(capsys, "info")
     assert code == 0

@@ -61,6 +61,14 @@ def test_gradient_by_lag_against_explicit_jacobians():
     assert by_lag.lags[-1] == 70
 
 
+def test_windows_begin_at_the_state_of_their_place():
+    """The last place is the same for every longest lag, and so is its gradient at common lags."""
+    x = np.random.default_rng(0).normal(size=(700, 2, 3)) * 3
+    net = fb.RNN(3, 9, dtype=np.float64, rng=1)
+    short, long = (fb.diagnose(net, x, longest_lag=lag).gradient for lag in (16, 200))
+    assert_allclose(long.log_norms[:17, -2:], short.log_norms[:, -2:], rtol=1e-9)
+
+
 def test_a_gradient_below_the_range_of_float32_is_followed():
     net = rotation(0.01, dtype=np.float32)
     start = np.zeros((1, 12), np.float32)

@@ -102,7 +102,7 @@ def test_the_pool_survives_a_fork():
     wanted = float(work()[0].sum())  # the pool has its threads now
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_in_child, args=(queue,))
+    child = context.Process(target=_in_child, args=(queue,), daemon=True)
     child.start()
     assert queue.get(timeout=60) == wanted
     child.join(60)

@@ -83,15 +83,13 @@ def _settle(s, b, frame, R, row):
 
 @kernel
 def _leaves_range(s, b, side, far):
-    """Whether the first tangent that is not known to be zero comes near the end of its range."""
+    """Whether the first tangent, if the product has not become zero, nears the end of its range."""
     panel = s.panel
-    for i in range(s.e.shape[1]):
-        if s.e[b, i] > EMPTY:
-            energy = panel.dtype.type(0)
-            for j in range(panel.shape[3]):
-                energy += panel[side, b, 1 + i, j] * panel[side, b, 1 + i, j]
-            return energy > far or energy * far < 1  # an energy of 0 may have underflowed
-    return False
+    energy = panel.dtype.type(0)
+    for j in range(panel.shape[3]):
+        energy += panel[side, b, 1, j] * panel[side, b, 1, j]
+    # an energy of 0 may have underflowed
+    return s.e[b, 0] > EMPTY and (energy > far or energy * far < 1)
 
 
 @kernel
