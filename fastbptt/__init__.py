@@ -3,12 +3,15 @@
 __version__ = "0.1.0"
 
 from .diagnosis import Diagnosis, diagnose
-from .networks import RNN
+from .networks import GRU, LSTM, MGU, RNN
 from .spectral import JacobianStream, StreamResult
 from .threads import get_num_threads, set_num_threads
 from .trace import Gradients, Trace
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "MGU",
     "RNN",
     "Diagnosis",
     "Gradients",

@@ -112,6 +112,46 @@ def shaped(
     return result
 
 
+def states(
+    value: Any, name: str, pair: bool, expected: np.dtype, shape: tuple[int, ...]
+) -> tuple[np.ndarray, ...]:
+    """A state of one shape, or a pair (h, c) of them; zeros for None."""
+    if value is None:
+        return (np.zeros(shape, expected),) * (1 + pair)
+    if not pair:
+        return (shaped(value, name, expected, shape),)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected a tuple (h, c), got {type(value).__name__}")
+    return tuple(shaped(part, f"{name}[{i}]", expected, shape) for i, part in enumerate(value))
+
+
+def lengths(value: Any, T: int, B: int) -> np.ndarray:
+    """Steps of each of B sequences, 0 .. T."""
+    result = np.asarray(value)
+    if result.size == 0 and B == 0:
+        return np.zeros(0, np.int64)
+    if result.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {result.dtype}")
+    if result.shape != (B,):
+        raise ValueError(f"lengths: expected shape ({B},), one a sequence, got {result.shape}")
+    if result.min() < 0 or result.max() > T:
+        raise ValueError(
+            f"lengths: expected all in 0 .. {T}, the steps of x, got {result.min()} .. "
+            f"{result.max()}"
+        )
+    return result.astype(np.int64)
+
+
+def mask(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of bools."""
+    result = np.asarray(value)
+    if result.dtype != bool:
+        raise TypeError(f"{name}: expected bools, got {result.dtype}")
+    if result.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {result.shape}")
+    return result
+
+
 def sequence(x: Any, name: str, expected: np.dtype, features: int, batch_first: bool) -> np.ndarray:
     """An input (T,B,I), (B,T,I) if `batch_first`, or (T,I) unbatched."""
     result = array(x, name, expected)

@@ -1,45 +1,31 @@
-"""Recurrent networks under torch.nn's names: parameters, the call, trace()."""
+"""The recurrent networks, under torch.nn's names: one class a cell."""
 
-import math
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import checks
 from .kernels import activations
-from .trace import Layout, Trace
-from .weights import RNNWeights
+from .kernels.cells import Design, gru, lstm, mgu, rnn
+from .network import Network
 
 
-class RNN:
+class RNN(Network):
     """A plain recurrent net, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), as torch.nn.RNN.
 
     Parameters
     ----------
-    input_size, hidden_size : int
-        I and H, at least 1.
-    num_layers : int
-        Only 1 so far.
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        As of every `Network`.
     nonlinearity : {"tanh", "relu", "sigmoid"}
         f.
-    bias : bool
-        Whether there are b_ih and b_hh.
-    batch_first : bool
-        Whether x and output are (B,T,...) instead of (T,B,...).
-    bidirectional : bool
-        Only False so far.
-    dtype : float32 or float64
-        Of the parameters and of everything that goes in and comes out.
-    rng : int, numpy.random.Generator or None
-        Draws the parameters from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument.
-    NotImplementedError
-        For more than one layer or direction.
 
     Notes
     -----
@@ -56,6 +42,8 @@ class RNN:
     ((7, 2, 5), (1, 2, 5))
     """
 
+    OPTIONS = ("nonlinearity",)
+
     def __init__(
         self,
         input_size: int,
@@ -68,140 +56,166 @@ class RNN:
         dtype: Any = np.float32,
         rng: Any = None,
     ) -> None:
-        self.input_size = checks.size(input_size, "input_size")
-        self.hidden_size = checks.size(hidden_size, "hidden_size")
-        self.num_layers = checks.size(num_layers, "num_layers")
         self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", activations.TAGS)
-        self.bias = checks.flag(bias, "bias")
-        self.batch_first = checks.flag(batch_first, "batch_first")
-        self.bidirectional = checks.flag(bidirectional, "bidirectional")
-        self.dtype = checks.dtype(dtype)
-        if self.num_layers > 1:
-            raise NotImplementedError(f"num_layers: only 1 is implemented, got {num_layers}")
-        if self.bidirectional:
-            raise NotImplementedError("bidirectional: only False is implemented")
-        generator = checks.generator(rng)
-        bound = 1 / math.sqrt(self.hidden_size)
-        self.load_state_dict(
-            {
-                name: generator.uniform(-bound, bound, shape).astype(self.dtype)
-                for name, shape in self._shapes().items()
-            }
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        H, I = self.hidden_size, self.input_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih_l0": (H, I), "weight_hh_l0": (H, H)}
-        if self.bias:
-            shapes |= {"bias_ih_l0": (H,), "bias_hh_l0": (H,)}
-        return shapes
+    def _design(self) -> tuple[Design, Callable[..., Any]]:
+        return rnn.DESIGN, functools.partial(rnn.RNN, act=activations.TAGS[self.nonlinearity])
 
-    def __repr__(self) -> str:
-        return (
-            f"RNN({self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r}, "
-            f"bias={self.bias}, batch_first={self.batch_first}, dtype={self.dtype})"
+
+class GRU(Network):
+    """Gated recurrent units, h_t = (1 - z) n + z h_{t-1}, as torch.nn.GRU.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        As of every `Network`; G = 3 gates, r z n.
+    reset_after : bool
+        Whether r multiplies W_hn h + b_hn, as in PyTorch, cuDNN and Keras; if False it multiplies
+        h, as in Cho et al. 2014 and ONNX's default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    r, z = sigmoid(W_i x_t + b_i + W_h h_{t-1} + b_h), n = tanh(W_in x_t + b_in + r (W_hn h_{t-1} +
+    b_hn)).  Parameters are read-only, as those of `RNN`.  Source: Cho et al. 2014, equations 5 to
+    8; torch.nn.GRU.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> output, state = fb.GRU(3, 5, bidirectional=True, rng=0)(np.ones((7, 2, 3), np.float32))
+    >>> output.shape, state.shape
+    ((7, 2, 10), (2, 2, 5))
+    """
+
+    OPTIONS = ("reset_after",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        reset_after: bool = True,
+        dtype: Any = np.float32,
+        rng: Any = None,
+    ) -> None:
+        self.reset_after = checks.flag(reset_after, "reset_after")
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        weights = self.__dict__.get("weights")
-        if weights is not None and name in weights.arrays:
-            return weights.arrays[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    def _design(self) -> tuple[Design, Callable[..., Any]]:
+        design = gru.DESIGN if self.reset_after else gru.DESIGN_BEFORE
+        return design, design.cell
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        weights = self.__dict__.get("weights")
-        if weights is not None and name in weights.arrays:
-            self.load_state_dict({**weights.arrays, name: value})
-        else:
-            super().__setattr__(name, value)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of the parameters, under PyTorch's names.
+class LSTM(Network):
+    """Long short-term memory, c_t = f c_{t-1} + i g and h_t = o tanh(c_t), as torch.nn.LSTM.
 
-        Returns
-        -------
-        dict of str to ndarray
-            weight_ih_l0 (H,I), weight_hh_l0 (H,H), and with `bias` bias_ih_l0, bias_hh_l0 (H,).
-        """
-        return {name: value.copy() for name, value in self.weights.arrays.items()}
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        As of every `Network`; G = 4 gates, i f g o.
+    proj_size : int
+        Only 0 is implemented.
 
-    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Set every parameter; the arrays are copied.
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+    NotImplementedError
+        For a `proj_size`.
 
-        Parameters
-        ----------
-        mapping : mapping of str to array
-            The names and shapes of `state_dict`, arrays of the net's dtype; a torch module's
-            `state_dict()` will do.
+    Notes
+    -----
+    i, f, o = sigmoid(W_i x_t + b_i + W_h h_{t-1} + b_h), g = tanh(the same with its own weights).
+    The state is a tuple (h, c).  Parameters are read-only, as those of `RNN`.  Source: Hochreiter
+    and Schmidhuber 1997; Gers et al. 2000; torch.nn.LSTM.
 
-        Raises
-        ------
-        ValueError
-            Naming every key that is missing, unexpected or misshapen; nothing is changed then.
-        TypeError
-            For another dtype.
-        """
-        arrays = checks.parameters(mapping, self._shapes(), self.dtype)
-        self.weights = RNNWeights(arrays, self.nonlinearity)
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> output, (h, c) = fb.LSTM(3, 5, rng=0)(np.ones((7, 2, 3), np.float32), lengths=[7, 4])
+    >>> output.shape, c.shape, bool((output[4:, 1] == 0).all())
+    ((7, 2, 5), (1, 2, 5), True)
+    """
 
-    def __call__(self, x: Any, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """The outputs and the last state.
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        dtype: Any = np.float32,
+        rng: Any = None,
+    ) -> None:
+        if checks.size(proj_size, "proj_size", least=0) > 0:
+            raise NotImplementedError(f"proj_size: only 0 is implemented, got {proj_size}")
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        )
 
-        Parameters
-        ----------
-        x : ndarray (T,B,I), (B,T,I) if `batch_first`, or (T,I)
-            Of the net's dtype; any strides, read-only or memory-mapped; T and B may be 0.
-        state : ndarray (1,B,H), or (1,H) for an unbatched x, optional
-            h_0; zeros if None.
+    def _design(self) -> tuple[Design, Callable[..., Any]]:
+        return lstm.DESIGN, lstm.LSTM
 
-        Returns
-        -------
-        output : ndarray (T,B,H), (B,T,H) or (T,H)
-            h_1 .. h_T.
-        state : ndarray (1,B,H) or (1,H)
-            h_T.
 
-        Raises
-        ------
-        TypeError, ValueError
-            For another dtype or shape.  NaN and Inf propagate.
-        """
-        trace = self.trace(x, state)
-        trace.output.flags.writeable = True  # the trace goes, nobody else reads it
-        return trace.output, trace.state
+class MGU(Network):
+    """Minimal gated units, h_t = (1 - f) h_{t-1} + f n: two thirds of a GRU's parameters.
 
-    def trace(self, x: Any, state: Any = None) -> Trace:
-        """A forward pass that keeps what BPTT over it needs.
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        As of every `Network`; G = 2 gates, f n.
 
-        Parameters
-        ----------
-        x, state
-            As of the call.  A contiguous x is kept and not copied: `backward` reads it again, so
-            do not change it before.
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
 
-        Returns
-        -------
-        Trace
-            With `output`, `state` and `backward`.
+    Notes
+    -----
+    f = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf), n = tanh(W_in x_t + b_in + W_hn (f h_{t-1})
+    + b_hn).  Parameters are read-only, as those of `RNN`.  Source: Zhou et al. 2016 (arXiv
+    1603.09420), equations 7 to 9.
 
-        Raises
-        ------
-        TypeError, ValueError
-            As the call.
-        """
-        steps, layout = self.time_major(x)
-        return Trace(self.weights, steps, self.initial_state(state, steps.shape[1], layout), layout)
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> output, state = fb.MGU(3, 5, rng=0)(np.ones((7, 2, 3), np.float32))
+    >>> output.shape, state.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
 
-    def time_major(self, x: Any) -> tuple[np.ndarray, Layout]:
-        """x, checked, as a contiguous read-only (T,B,I), and how it lay."""
-        x = checks.sequence(x, "x", self.dtype, self.input_size, self.batch_first)
-        layout = Layout(self.batch_first, unbatched=x.ndim == 2)
-        return checks.read_only(np.ascontiguousarray(layout.time_major(x))), layout
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dtype: Any = np.float32,
+        rng: Any = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        )
 
-    def initial_state(self, state: Any, B: int, layout: Layout) -> np.ndarray:
-        """The state, checked, as (B,H); zeros for None."""
-        H = self.hidden_size
-        if state is None:
-            return np.zeros((B, H), self.dtype)
-        shape = layout.state_shape(B, H)
-        return checks.shaped(state, "state", self.dtype, shape).reshape(B, H)
+    def _design(self) -> tuple[Design, Callable[..., Any]]:
+        return mgu.DESIGN, mgu.MGU
+
+
+NETWORKS: dict[str, type[Network]] = {kind.__name__: kind for kind in (RNN, GRU, LSTM, MGU)}

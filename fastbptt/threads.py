@@ -1,9 +1,12 @@
 """A plain thread pool over serial kernels that release the GIL (design.md D5)."""
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
 
@@ -78,23 +81,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def share(work: Callable[[int, int], None], size: int, cost: float) -> None:
-    """Call work(first, last) for slices that together make up range(size), side by side.
+def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
+    """Call work(first, last) for slices that together make up range(len(weights)), side by side.
 
-    `cost` is the multiply-adds of all the work.  A thread that is not the main one may be a worker
-    of Dask or joblib, whose other workers have the other cores: it shares nothing.
+    The slices have about the same sum of `weights`; `cost` is the multiply-adds of all the work.  A
+    thread that is not the main one may be a worker of Dask or joblib, whose other workers have the
+    other cores: it shares nothing.
     """
+    size = len(weights)
     main = threading.current_thread() is threading.main_thread()
     count = min(get_num_threads(), size) if cost >= _WORTH_SHARING and main else 1
     if count <= 1:
         if size:
             work(0, size)
         return
-    cuts = [size * i // count for i in range(count + 1)]
+    total = np.cumsum(weights)
+    ends = np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1
+    cuts = [0, *ends.tolist(), size]
+    slices = [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
     pool = _executor()
-    others = [pool.submit(work, cuts[i], cuts[i + 1]) for i in range(1, count)]
+    others = [pool.submit(work, first, last) for first, last in slices[1:]]
     try:
-        work(cuts[0], cuts[1])
+        work(*slices[0])
     finally:
         for other in others:
             other.result()

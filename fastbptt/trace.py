@@ -1,23 +1,14 @@
-"""A forward pass, and back-propagation through time over it."""
+"""A forward pass through all layers, and back-propagation through time over it."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import checks
-from .kernels.panels import aligned, bias_gradient, gradient_scratch, padded, weight_gradient
-from .kernels.simd import VECTORS, lanes
-from .kernels.sweeps import backward, forward
-from .threads import share
-from .weights import RNNWeights
-
-# Of da in one chunk: long enough that handing out the work costs little, short enough for L3.
-_CHUNK_BYTES = 1 << 21
-
-
-def _chunk_steps(B: int, H: int, dtype: np.dtype) -> int:
-    """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
-    return max(1, _CHUNK_BYTES // (max(B, 1) * padded(H, dtype) * dtype.itemsize))
+from .kernels.panels import padded
+from .layers import LayerGradients, LayerPass
+from .sequences import Sequences
+from .weights import PARAMETERS, Weights
 
 
 class Layout(NamedTuple):
@@ -44,68 +35,111 @@ class Layout(NamedTuple):
             return (T, features)
         return (B, T, features) if self.batch_first else (T, B, features)
 
-    def state_shape(self, B: int, H: int) -> tuple[int, ...]:
-        """The shape of a state of one layer."""
-        return (1, H) if self.unbatched else (1, B, H)
+    def state_shape(self, layers: int, B: int, H: int) -> tuple[int, ...]:
+        """The shape of a state."""
+        return (layers, H) if self.unbatched else (layers, B, H)
 
 
 class Gradients(NamedTuple):
     """What `Trace.backward` returns; every array has the shape of what it is the gradient of."""
 
     params: dict[str, np.ndarray]
-    x: np.ndarray
-    state: np.ndarray
+    x: np.ndarray | None  # None without `input_gradient`
+    state: Any  # as the net's state: an LSTM's is a tuple
+    per_step: dict[str, np.ndarray] | None = None  # "h" (and "c"): (L·D,T,B,H); if asked for
 
 
 class Trace:
     """A forward pass, kept so that BPTT can go back through it; made by `net.trace`.
 
+    L layers of D directions; arrays (L·D,...) have a layer's directions next to each other, as
+    torch.nn's do.
+
     Attributes
     ----------
-    output : ndarray (T,B,H), (B,T,H) if the net is `batch_first`, or (T,H)
-        h_1 .. h_T, read-only.
-    state : ndarray (1,B,H) or (1,H)
-        h_T.
+    output : ndarray (T,B,D·H), (B,T,D·H) if the net is `batch_first`, or (T,D·H)
+        h_1 .. h_T of the last layer, read-only; zeros beyond a sequence's length.
+    state : ndarray (L·D,B,H) or (L·D,H); an LSTM's is a tuple (h, c) of two
+        The state after the last step of each sequence.
     """
 
     def __init__(
-        self, weights: RNNWeights, x: np.ndarray, state: np.ndarray, layout: Layout
+        self,
+        weights: Weights,
+        x: np.ndarray,
+        sequences: list[Sequences],
+        state: tuple[np.ndarray, ...],
+        layout: Layout,
+        keep: bool = True,
     ) -> None:
-        """Run forward over x (T,B,I), contiguous and read-only, from state (B,H)."""
-        T, B, I = x.shape
-        H, dtype = weights.hidden_size, weights.dtype
-        h = aligned((T + 1, B, padded(H, dtype)), dtype)
-        h[0] = 0
-        h[0, :, :H] = state
-        cell, width = weights.cell, lanes(dtype)
-        steps = 16 * _chunk_steps(B, H, dtype)  # some tens of ms: Ctrl-C is heard between them
-        for t0 in range(0, T, steps):
-            t1 = min(t0 + steps, T)
-
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> None:
-                forward(cell, x, h, width, t0, t1, b0, b1)
-
-            share(rows, B, (t1 - t0) * B * H * (I + H))
-        self._weights, self._x, self._h, self._layout = weights, x, h, layout
-        self.output = layout.as_given(h[1:, :, :H])
+        """Run forward over x (T,B,I) from state (L·D,B,H) each; `sequences` of each direction."""
+        T, B, _ = x.shape
+        D, H = len(sequences), weights.hidden_size
+        self._weights, self._layout, self._T, self._B = weights, layout, T, B
+        self._sequences = sequences
+        self._passes: list[LayerPass] = []
+        y = x
+        for first in range(0, len(weights.layers), D):
+            passes = []
+            for direction, one in enumerate(sequences):
+                n = first + direction
+                # a layer alone reads the rows of the one below where they lie
+                below = D == 1 and first > 0
+                rows = self._passes[n - 1].h[one.N :] if below else one.gather(y)
+                begin = tuple(part[n] for part in state)
+                passes.append(LayerPass(weights.layers[n], rows, one, begin, keep))
+            if D > 1 or first + D == len(weights.layers):
+                y = self._side_by_side(passes)
+            self._passes += passes
+        self.output = layout.as_given(y)
         self.output.flags.writeable = False
-        self.state = h[T, :, :H].reshape(layout.state_shape(B, H)).copy()
+        parts = [
+            np.stack([one.state[i] for one in self._passes]).reshape(
+                layout.state_shape(len(self._passes), B, H)
+            )
+            for i in range(len(state))
+        ]
+        self.state = parts[0] if len(parts) == 1 else tuple(parts)
 
-    def backward(self, d_output: Any = None, d_state: Any = None) -> Gradients:
+    def _side_by_side(self, passes: list[LayerPass]) -> np.ndarray:
+        """The outputs of the directions of one layer, (T,B,D·H); a view of h where it can be."""
+        T, B, H = self._T, self._B, self._weights.hidden_size
+        one = passes[0]
+        if len(passes) == 1 and one.sequences.dense:
+            return one.h[B:].reshape(T, B, one.h.shape[1])[:, :, :H]
+        y = np.zeros((T, B, len(passes) * H), one.h.dtype)
+        for direction, one in enumerate(passes):
+            part = y[:, :, direction * H : (direction + 1) * H]
+            one.sequences.scatter(one.h[one.sequences.N :], part)
+        return y
+
+    def backward(
+        self,
+        d_output: Any = None,
+        d_state: Any = None,
+        input_gradient: bool = True,
+        per_step: bool = False,
+    ) -> Gradients:
         """Back-propagation through time.
 
         Parameters
         ----------
         d_output : ndarray of the shape of `output`, optional
-            dL/d output; zeros if None.
-        d_state : ndarray of the shape of `state`, optional
-            dL/d h_T by other ways than `output`; zeros if None.
+            dL/d output; zeros if None.  Beyond a sequence's length it is not read.
+        d_state : as `state`, optional
+            dL/d state by other ways than `output`; zeros if None.
+        input_gradient : bool
+            Whether dL/dx is wanted; without it a train step costs up to a quarter less.
+        per_step : bool
+            Whether dL/dh_t (and dL/dc_t) of every layer and step is wanted.
 
         Returns
         -------
         Gradients
-            `params` (dict under PyTorch's names), `x` and `state` (dL/dh_0).  Sums over steps and
-            rows are made of blocks of 256, so that their rounding grows with T·B / 256.
+            `params` (dict under PyTorch's names), `x` and `state` (dL/d initial state); with
+            `per_step` a dict of "h" (and "c") (L·D,T,B,H): all of dL/dh_t, by every way.  Exactly
+            zero beyond a sequence's length.  Sums over steps and rows are made of blocks of 256,
+            so that their rounding grows with T·B / 256.
 
         Raises
         ------
@@ -114,8 +148,9 @@ class Trace:
 
         Notes
         -----
-        da_t = f'(a_t) (d_output_t + W_hh' da_{t+1}), dW_hh = sum_t da_t h_{t-1}',
-        dW_ih = sum_t da_t x_t', dx_t = W_ih' da_t (Werbos 1990, Proc. IEEE 78, 1550-1560).
+        Of the plain net: da_t = f'(a_t) (d_output_t + W_hh' da_{t+1}), dW_hh = sum_t da_t h_{t-1}',
+        dW_ih = sum_t da_t x_t', dx_t = W_ih' da_t (Werbos 1990, Proc. IEEE 78, 1550-1560); each
+        cell's own formulas stand in its file in fastbptt/kernels/cells.
 
         Examples
         --------
@@ -124,68 +159,111 @@ class Trace:
         >>> trace.backward(np.ones_like(trace.output)).params["weight_hh_l0"].shape
         (5, 5)
         """
-        weights, x, h, layout = self._weights, self._x, self._h, self._layout
-        T, B, I = x.shape
-        H, dtype, Hp = weights.hidden_size, weights.dtype, h.shape[2]
-        dy = self._d_output(d_output)
-        dh = aligned((B, Hp), dtype)  # all of dL/dh[t] but what comes through h[t+1]
-        dh[:] = dy[T - 1] if T else 0
-        if d_state is not None:
-            shape = layout.state_shape(B, H)
-            dh[:, :H] += checks.shaped(d_state, "d_state", dtype, shape).reshape(B, H)
+        weights, layout, T, B = self._weights, self._layout, self._T, self._B
+        D, H, dtype = len(self._sequences), weights.hidden_size, weights.dtype
+        input_gradient = checks.flag(input_gradient, "input_gradient")
+        per_step = checks.flag(per_step, "per_step")
+        layers = len(self._passes)
+        shape = layout.state_shape(layers, B, H)
+        d_states = checks.states(d_state, "d_state", weights.design.has_c, dtype, shape)
+        d_states = tuple(part.reshape(layers, B, H) for part in d_states)
+        dy = np.zeros((), dtype)
+        if d_output is not None:
+            wanted = layout.shape(T, B, D * H)
+            dy = layout.time_major(checks.shaped(d_output, "d_output", dtype, wanted))
+        dy = np.broadcast_to(dy, (T, B, D * H))
 
-        cell, width = weights.adjoint_cell, lanes(dtype)
-        panel = VECTORS * width
-        dx = aligned((T, B, padded(I, dtype)), dtype)
-        panels_hh, panels_ih = -(-H // panel), -(-I // panel)
-        dw_hh = np.zeros((H, panels_hh * panel), dtype)
-        dw_ih = np.zeros((H, panels_ih * panel), dtype)
-        db = np.zeros(Hp, dtype)
-        steps = _chunk_steps(B, H, dtype)
-        chunk = aligned((min(steps, T), B, Hp), dtype)
-        for t1 in range(T, 0, -steps):
-            t0 = max(0, t1 - steps)
-            da = chunk[: t1 - t0]
-
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1, da: np.ndarray = da) -> None:
-                backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1)
-
-            def sums(
-                first: int, last: int, t0: int = t0, t1: int = t1, da: np.ndarray = da
-            ) -> None:
-                scratch = gradient_scratch(last - first, dtype)
-                s = da.reshape(-1, Hp)
-                b = checks.read_only(h[t0:t1].reshape(-1, Hp))
-                weight_gradient(s, b, dw_hh, first, max(first, min(last, panels_hh)), scratch)
-                b = x[t0:t1].reshape(-1, I)
-                p0 = max(first - panels_hh, 0)
-                weight_gradient(s, b, dw_ih, p0, max(p0, last - panels_hh), scratch)
-                if first == 0:
-                    bias_gradient(s, db, np.empty(Hp, dtype))
-
-            cost = (t1 - t0) * B * H * (I + H)
-            share(rows, B, cost)
-            share(sums, panels_hh + panels_ih, cost)
-        params = {"weight_ih_l0": dw_ih[:, :I], "weight_hh_l0": dw_hh[:, :H]}
-        params |= {name: db[:H] for name in weights.arrays if name.startswith("bias")}
+        gradients: list[LayerGradients] = []
+        for first in range(len(self._passes) - D, -1, -D):
+            passes = self._passes[first : first + D]
+            if D == 1 and gradients:
+                rows = [gradients[0].x]
+            else:
+                rows = [self._rows(one, dy, direction) for direction, one in enumerate(passes)]
+            below = [
+                one.backward(
+                    rows[direction],
+                    tuple(part[first + direction] for part in d_states),
+                    input_gradient or first > 0,
+                    per_step,
+                )
+                for direction, one in enumerate(passes)
+            ]
+            gradients = below + gradients
+            if D > 1 or first == 0:
+                dy = self._d_input(passes, below) if input_gradient or first > 0 else dy
+        d_begin = [
+            np.stack([one.state[i] for one in gradients]).reshape(shape)
+            for i in range(len(d_states))
+        ]
         return Gradients(
-            {name: np.array(value, order="C") for name, value in params.items()},
-            np.ascontiguousarray(layout.as_given(dx[:, :, :I])),
-            dh[:, :H].reshape(layout.state_shape(B, H)).copy(),
+            self._named(gradients),
+            np.ascontiguousarray(layout.as_given(dy)) if input_gradient else None,
+            tuple(d_begin) if weights.design.has_c else d_begin[0],
+            self._by_step([dict(zip("hc", one.steps, strict=False)) for one in gradients])
+            if per_step
+            else None,
         )
 
-    def _d_output(self, d_output: Any) -> np.ndarray:
-        """d_output, checked, as (T,B,Hp) with whatever in the padding."""
-        weights, layout = self._weights, self._layout
-        T, B, _ = self._x.shape
-        H, dtype, Hp = weights.hidden_size, weights.dtype, self._h.shape[2]
-        if d_output is not None:
-            given = layout.time_major(
-                checks.shaped(d_output, "d_output", dtype, layout.shape(T, B, H))
-            )
-            if Hp == H:
-                return checks.read_only(np.ascontiguousarray(given))
-        dy = np.zeros((T, B, Hp), dtype)
-        if d_output is not None:
-            dy[:, :, :H] = given
-        return checks.read_only(dy)
+    def _rows(self, one: LayerPass, dy: np.ndarray, direction: int) -> np.ndarray:
+        """What of dy (T,B,D·H) belongs to one direction, as (S,Hp) with zeros in the padding."""
+        H, Hp = self._weights.hidden_size, one.h.shape[1]
+        rows = one.sequences.gather(dy[:, :, direction * H : (direction + 1) * H])
+        if Hp == H:
+            return rows
+        wide = np.zeros((len(rows), Hp), rows.dtype)
+        wide[:, :H] = rows
+        return wide
+
+    def _d_input(self, passes: list[LayerPass], gradients: list[LayerGradients]) -> np.ndarray:
+        """The gradient of what all directions of a layer read, (T,B,I)."""
+        I, T, B = passes[0].layer.input_size, self._T, self._B
+        one = passes[0].sequences
+        if len(passes) == 1 and one.dense:
+            return gradients[0].x.reshape(T, B, padded(I, self._weights.dtype))[:, :, :I]
+        total = np.zeros((T, B, I), self._weights.dtype)
+        for one_pass, gradient in zip(passes, gradients, strict=True):
+            part = np.zeros_like(total)
+            one_pass.sequences.scatter(gradient.x, part)
+            total += part
+        return total
+
+    def _named(self, gradients: list[LayerGradients]) -> dict[str, np.ndarray]:
+        """The gradients of the parameters that there are, in their order."""
+        named = {
+            f"{name}{suffix}": value
+            for suffix, one in zip(self._weights.suffixes, gradients, strict=True)
+            for name, value in zip(PARAMETERS, one.parameters, strict=True)
+        }
+        return {name: named[name] for name in self._weights.arrays}
+
+    def _by_step(self, rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Rows (S,Hp) of every layer and direction -> (L·D,T,B,H), or (L·D,T,H), in x's order."""
+        T, B, H = self._T, self._B, self._weights.hidden_size
+        D, dtype = len(self._sequences), self._weights.dtype
+        steps = {name: np.zeros((len(rows), T, B, H), dtype) for name in rows[0]}
+        for n, one in enumerate(rows):
+            for name, y in one.items():
+                self._sequences[n % D].scatter(y, steps[name][n])
+        if self._layout.unbatched:
+            return {name: y[:, :, 0] for name, y in steps.items()}
+        return steps
+
+    def inside(self) -> dict[str, np.ndarray]:
+        """Every step's state and gates.
+
+        Returns
+        -------
+        dict of str to ndarray (L·D,T,B,H), or (L·D,T,H) unbatched
+            "h"; of an LSTM also "c" and its gates "i", "f", "g", "o"; of a GRU "r", "z", "n"; of
+            an MGU "f", "n".  Time goes as in x, in the reverse direction too, and comes before the
+            batch whatever `batch_first`.  Zero beyond a sequence's length.  Copies.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbptt as fb
+        >>> trace = fb.LSTM(3, 5, num_layers=2, rng=0).trace(np.ones((7, 2, 3), np.float32))
+        >>> trace.inside()["c"].shape
+        (2, 7, 2, 5)
+        """
+        return self._by_step([one.inside() for one in self._passes])

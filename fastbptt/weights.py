@@ -1,43 +1,174 @@
-"""The parameters of one layer, unchangeable, and their packed copies."""
+"""The parameters of a net, unchangeable, and their packed copies."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from .kernels import activations
-from .kernels.cells import rnn
-from .kernels.panels import pack, padded
+from .kernels.cells import Design
+from .kernels.memory import aligned
+from .kernels.panels import BLOCK, pack, padded
+from .kernels.simd import lanes
+
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class RNNWeights:
-    """weight_ih_l0 (H,I), weight_hh_l0 (H,H) and, with bias, bias_ih_l0 and bias_hh_l0 (H,).
+def pack_slots(gates: list[np.ndarray]) -> list[np.ndarray]:
+    """gates (H,K) each -> the panels that `sweeps.slots_matmul` reads.
+
+    Gates within one block are packed as one matrix, so that few wide tiles cover them all.
+    """
+    if not gates:
+        return []
+    H, K = gates[0].shape
+    Hp, dtype = padded(H, gates[0].dtype), gates[0].dtype
+    if Hp > BLOCK * lanes(dtype):
+        return [pack(gate) for gate in gates]
+    together = np.zeros((len(gates), Hp, K), dtype)
+    together[:, :H] = gates
+    return [pack(together.reshape(-1, K))]
+
+
+def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Packed parts, one after the other."""
+    total = aligned((sum(part.size for part in parts),), dtype)
+    np.concatenate(parts, out=total)
+    return total
+
+
+class Layer:
+    """The parameters of one layer in one direction, in float32 or float64.
+
+    Parameters
+    ----------
+    design : Design
+    make : callable
+        (w_ih, w_hh, bias) -> the cell, from the packed arrays.
+    w_ih, w_hh : ndarray (G·H,I), (G·H,H)
+    bias_ih, bias_hh : ndarray (G·H,) or None
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        make: Callable[..., Any],
+        w_ih: np.ndarray,
+        w_hh: np.ndarray,
+        bias_ih: np.ndarray | None = None,
+        bias_hh: np.ndarray | None = None,
+    ) -> None:
+        self.design, self.make = design, make
+        self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
+        self._w_ih, self._w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
+
+    def _gates(self, w: np.ndarray, letters: str) -> list[np.ndarray]:
+        """The gates of w (G·H,.) that the letters name, (H,.) each."""
+        split = np.split(w, len(self.design.gates))
+        return [split[self.design.gates.index(letter)] for letter in letters]
+
+    def _bias(self) -> np.ndarray:
+        """(slots·Hp,): in each slot the biases of what is added up there."""
+        design, H = self.design, self.hidden_size
+        bias = np.zeros((design.slots.last, padded(H, self.dtype)), self.dtype)
+        if self._bias_ih is not None and self._bias_hh is not None:
+            bias[: design.slots.x, :H] += self._gates(self._bias_ih, design.x_gates)
+            bias[design.slots.first :, :H] += self._gates(self._bias_hh, design.h_gates)
+        return bias.reshape(-1)
+
+    @functools.cached_property
+    def cell(self) -> Any:
+        """What a forward step reads; packed at the first use."""
+        slots = self.design.slots
+        x = self._gates(self._w_ih, self.design.x_gates)
+        h = self._gates(self._w_hh, self.design.h_gates)
+        gate = slots.gate - slots.first  # gates of each product with W_hh lie together
+        alone = max(gate, min(slots.x, slots.last) - slots.first)
+        products = h[:gate], h[gate:alone], h[alone:]
+        w_hh = [panels for gates in products for panels in pack_slots(gates)]
+        return self.make(
+            _joined(pack_slots(x), self.dtype), _joined(w_hh, self.dtype), self._bias()
+        )
+
+    @functools.cached_property
+    def adjoint_cell(self) -> Any:
+        """What a backward step reads: W' for each product, zeros for the bias."""
+        slots, H = self.design.slots, self.hidden_size
+        Hp, Ip = padded(H, self.dtype), padded(self.input_size, self.dtype)
+
+        def transposed(gates: list[np.ndarray]) -> np.ndarray:
+            """Gates (H,K) each -> the panels of (K, gates·Hp)."""
+            wide = np.zeros((gates[0].shape[1], len(gates), Hp), self.dtype)
+            for s, gate in enumerate(gates):
+                wide[:, s, :H] = gate.T
+            return pack(wide.reshape(wide.shape[0], -1))
+
+        x = self._gates(self._w_ih, self.design.x_gates)
+        h = self._gates(self._w_hh, self.design.h_gates)
+        gate = slots.gate - slots.first
+        w_hh = [transposed(gates) for gates in (h[:gate], h[gate:]) if gates]
+        zeros = np.zeros(max(slots.last * Hp, Ip), self.dtype)
+        return self.make(_joined([transposed(x)], self.dtype), _joined(w_hh, self.dtype), zeros)
+
+    def parameter_gradients(
+        self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
+        design, H = self.design, self.hidden_size
+        Hp = padded(H, self.dtype)
+
+        def in_order(y: np.ndarray, letters: str, columns: int) -> np.ndarray:
+            slots = y.reshape(len(letters), Hp, -1)
+            order = [letters.index(letter) for letter in design.gates]
+            return np.concatenate([slots[s, :H, :columns] for s in order])
+
+        first = design.slots.first * Hp
+        x_rows = db[: design.slots.x * Hp]
+        return (
+            in_order(dw_ih, design.x_gates, self.input_size),
+            in_order(dw_hh, design.h_gates, H),
+            in_order(x_rows, design.x_gates, 1).reshape(-1),
+            in_order(db[first:], design.h_gates, 1).reshape(-1),
+        )
+
+
+class Weights:
+    """All parameters of a net under PyTorch's names, and its layers.
 
     The arrays are copied and read-only, so that what was packed cannot go stale and a trace keeps
     the weights it was made with.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> None:
+    def __init__(
+        self, arrays: Mapping[str, np.ndarray], design: Design, make: Callable[..., Any]
+    ) -> None:
         self.arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
         for value in self.arrays.values():
             value.flags.writeable = False
-        self.nonlinearity = nonlinearity
-        self.hidden_size, self.input_size = self.arrays["weight_ih_l0"].shape
-        self.dtype = self.arrays["weight_ih_l0"].dtype
+        self.design = design
+        self.suffixes = [
+            name[len("weight_hh") :] for name in arrays if name.startswith("weight_hh")
+        ]
+        self.layers = [
+            Layer(
+                design,
+                make,
+                self.arrays[f"weight_ih{suffix}"],
+                self.arrays[f"weight_hh{suffix}"],
+                self.arrays.get(f"bias_ih{suffix}"),
+                self.arrays.get(f"bias_hh{suffix}"),
+            )
+            for suffix in self.suffixes
+        ]
+        self.directions = 1 + any(suffix.endswith("_reverse") for suffix in self.suffixes)
+        self.dtype = self.layers[0].dtype
+        self.hidden_size = self.layers[0].hidden_size
 
     @functools.cached_property
-    def cell(self) -> rnn.RNN:
-        """What a forward step reads; packed at the first use."""
-        bias = np.zeros(padded(self.hidden_size, self.dtype), self.dtype)
-        if "bias_ih_l0" in self.arrays:
-            bias[: self.hidden_size] = self.arrays["bias_ih_l0"] + self.arrays["bias_hh_l0"]
-        w_ih, w_hh = pack(self.arrays["weight_ih_l0"]), pack(self.arrays["weight_hh_l0"])
-        return rnn.RNN(w_ih, w_hh, bias, activations.TAGS[self.nonlinearity])
-
-    @functools.cached_property
-    def adjoint_cell(self) -> rnn.RNNAdjoint:
-        """What a backward step reads; packed at the first use."""
-        widest = padded(max(self.hidden_size, self.input_size), self.dtype)
-        w_ih, w_hh = pack(self.arrays["weight_ih_l0"].T), pack(self.arrays["weight_hh_l0"].T)
-        zeros = np.zeros(widest, self.dtype)
-        return rnn.RNNAdjoint(w_ih, w_hh, zeros, activations.TAGS[self.nonlinearity])
+    def stacked_cell(self) -> Any:
+        """The cells of all layers as one, their arrays one after the other."""
+        cells = [layer.cell for layer in self.layers]
+        if len(cells) == 1:
+            return cells[0]
+        parts = ([getattr(cell, n) for cell in cells] for n in ("w_ih", "w_hh", "bias"))
+        return self.layers[0].make(*(_joined(part, self.dtype) for part in parts))

@@ -37,7 +37,7 @@ def test_verdict_and_lag_of_a_scaled_rotation(gain, verdict, lag):
     assert verdict.rstrip("s") in d.sentence
     rates = np.log(np.linalg.norm(rotation(gain).weight_hh_l0, 2))
     by_lag = gradient_by_lag(
-        rotation(gain), np.zeros((300, 3, 2)), np.zeros((3, 12)), np.ones((3, 12))
+        rotation(gain), np.zeros((300, 3, 2)), np.zeros((1, 3, 12)), np.ones((1, 3, 12))
     )
     assert_allclose(by_lag.log_norms, np.outer(by_lag.lags, [rates] * 3), atol=1e-9)
     assert lag_of_factor(by_lag, 1000) == lag
@@ -47,7 +47,7 @@ def test_gradient_by_lag_against_explicit_jacobians():
     rng = np.random.default_rng(0)
     net = fb.RNN(3, 9, dtype=np.float64, rng=1)
     windows, start, d_state = (rng.normal(size=shape) for shape in ((70, 4, 3), (4, 9), (4, 9)))
-    by_lag = gradient_by_lag(net, windows, start, d_state)
+    by_lag = gradient_by_lag(net, windows, start[None], d_state[None])
     _, a = reference.rnn_forward(net.state_dict(), windows, start, "tanh")
     for p in range(4):
         J = reference.rnn_jacobians(net.state_dict(), a, "tanh", p)
@@ -71,8 +71,8 @@ def test_windows_begin_at_the_state_of_their_place():
 
 def test_a_gradient_below_the_range_of_float32_is_followed():
     net = rotation(0.01, dtype=np.float32)
-    start = np.zeros((1, 12), np.float32)
-    by_lag = gradient_by_lag(net, np.zeros((500, 1, 2), np.float32), start, np.ones((1, 12)))
+    start = np.zeros((1, 1, 12), np.float32)
+    by_lag = gradient_by_lag(net, np.zeros((500, 1, 2), np.float32), start, np.ones((1, 1, 12)))
     assert_allclose(by_lag.log_norms[-1], 500 * math.log(0.01), rtol=1e-5)
 
 

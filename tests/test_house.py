@@ -11,12 +11,14 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
 
 # From the bottom up.  A module may import from its own floor's package and from the floors below.
 FLOORS = [
-    ["kernels.jit", "kernels.simd", "kernels.elementary"],
+    ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory"],
     ["kernels.activations", "kernels.panels"],
     ["kernels.cells"],
     ["kernels.frames", "kernels.sweeps", "kernels.stream"],
-    ["checks", "threads", "weights"],
+    ["checks", "files", "sequences", "threads", "weights"],
+    ["layers"],
     ["trace"],
+    ["network"],
     ["networks"],
     ["spectral"],
     ["diagnosis"],

@@ -165,7 +165,7 @@ def test_chunks_of_time_do_not_change_what_they_compute(dtype, monkeypatch):
     net, arrays = small(dtype, T=50)
     whole = everything(net, **arrays)
     for steps in (1, 7, 49):
-        monkeypatch.setattr("fastbptt.trace._chunk_steps", lambda B, H, dtype, n=steps: n)
+        monkeypatch.setattr("fastbptt.layers._chunk_steps", lambda N, width, dtype, n=steps: n)
         parts = everything(net, **arrays)
         for i in (0, 1, -2, -1):
             assert_array_equal(parts[i], whole[i])
@@ -318,8 +318,8 @@ class TestBadInput:
             ((3, 4), {"rng": "x"}, TypeError, "rng"),
             ((3, 4), {"rng": -3}, ValueError, "rng"),
             ((3, 4), {"num_layers": 0}, ValueError, "num_layers"),
-            ((3, 4), {"num_layers": 2}, NotImplementedError, "num_layers"),
-            ((3, 4), {"bidirectional": True}, NotImplementedError, "bidirectional"),
+            ((3, 4), {"num_layers": 1.5}, TypeError, "num_layers"),
+            ((3, 4), {"bidirectional": 2}, TypeError, "bidirectional"),
         ],
     )
     def test_constructor(self, arguments, keywords, error, message):

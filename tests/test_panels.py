@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastbptt.kernels.jit import kernel
+from fastbptt.kernels.memory import aligned
 from fastbptt.kernels.panels import (
     GRADIENT_ROWS,
-    aligned,
     bias_gradient,
     gradient_scratch,
     pack,
@@ -90,9 +90,9 @@ def test_weight_gradient_whole_and_in_slices_of_panels(S, H, K, dtype, seed):
     scratch = gradient_scratch(count, dtype)
     assert scratch[count:].size >= GRADIENT_ROWS * ROWS  # where a tile's columns of da go
     scratch[:] = np.nan
-    weight_gradient(da, b, whole, 0, count, scratch)
+    weight_gradient(da, 0, b, 0, K, whole, 0, count, scratch)
     for p in range(count):
-        weight_gradient(da, b, parts, p, p + 1, scratch)
+        weight_gradient(da, 0, b, 0, K, parts, p, p + 1, scratch)
     close(whole[:, :K], 1 + da[:, :H].T.astype(float) @ b.astype(float), S)
     np.testing.assert_array_equal(parts, whole)
     np.testing.assert_array_equal(whole[:, K:], 1)

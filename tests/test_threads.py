@@ -58,7 +58,7 @@ def test_shares_cover_the_range_once():
             def visit(first, last, seen=seen):
                 seen[first:last] += 1
 
-            threads.share(visit, size, 1e9)
+            threads.share(visit, np.ones(size), 1e9)
             assert (seen == 1).all()
 
 
@@ -71,7 +71,7 @@ def test_an_error_in_a_worker_reaches_the_caller():
             raise RuntimeError("in the worker")
 
     with pytest.raises(RuntimeError, match="in the worker"):
-        threads.share(fail, 2, 1e9)
+        threads.share(fail, np.ones(2), 1e9)
 
 
 @pytest.mark.usefixtures("every_call_is_shared")

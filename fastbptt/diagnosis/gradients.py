@@ -1,10 +1,11 @@
 """The gradient of a next-step loss, and its norm by lag, from BPTT at a few places."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..networks import RNN
+from ..network import Network
 from .sources import OneHot
 
 _SEGMENT = 16  # steps BPTT goes back before it is rescaled: float32 holds 80 nats
@@ -15,6 +16,16 @@ class GradientByLag(NamedTuple):
 
     lags: np.ndarray  # (L,)
     log_norms: np.ndarray  # (L, places): 0 at lag 0, -inf where the gradient is zero
+
+
+def joined(state: Any) -> np.ndarray:
+    """A net's state, (L,B,H) or an LSTM's (h, c), as one array (L,B,H) or (2·L,B,H)."""
+    return np.concatenate(state) if isinstance(state, tuple) else state
+
+
+def parted(net: Network, state: np.ndarray) -> Any:
+    """The inverse of `joined`."""
+    return tuple(np.split(state, 2)) if net.weights.design.has_c else state
 
 
 def lag_grid(longest: int) -> np.ndarray:
@@ -36,26 +47,33 @@ def loss_gradient(x: Any, t: int, h: np.ndarray, readout: np.ndarray) -> np.ndar
 
 
 def gradient_by_lag(
-    net: RNN, windows: np.ndarray, start: np.ndarray, d_state: np.ndarray
+    net: Network, windows: np.ndarray, start: np.ndarray, d_state: np.ndarray
 ) -> GradientByLag:
-    """Back from dL/dh_t = d_state (P,H) through windows (L,P,I), which begin at start (P,H)."""
-    lags = lag_grid(len(windows))
-    states = np.concatenate([start[None], net(windows, start[None])[0]])  # (L+1,P,H)
-    d_state = d_state.astype(net.dtype)
-    log_norms = np.zeros((lags.size, d_state.shape[0]))
-    nats = np.zeros(d_state.shape[0])
+    """Back from dL/d state_t = d_state through windows (L,P,I), which begin at state `start`.
+
+    States are `joined`, (.,P,H); norms are over all of a place's state.
+    """
+    L, P = len(windows), d_state.shape[1]
+    lags = lag_grid(L)
+    cuts = (L - lags)[::-1].tolist()  # 0 .. L
+    states = {0: start}
+    for s0, s1 in itertools.pairwise(cuts):
+        states[s1] = joined(net(windows[s0:s1], parted(net, states[s0]))[1])
+    log_norms = np.zeros((lags.size, P))
+    nats = np.zeros(P)
 
     def rescaled(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        norm = np.linalg.norm(gradient.astype(np.float64), axis=1)
+        norm = np.linalg.norm(gradient.astype(np.float64).swapaxes(0, 1).reshape(P, -1), axis=1)
         with np.errstate(divide="ignore"):
-            return (gradient / np.where(norm > 0, norm, 1)[:, None]).astype(net.dtype), np.log(norm)
+            scaled = gradient / np.where(norm > 0, norm, 1)[:, None]
+            return scaled.astype(net.dtype), np.log(norm)
 
-    d_state, _ = rescaled(d_state)
-    L = len(windows)
+    d_state, _ = rescaled(d_state.astype(net.dtype))
     for i in range(1, lags.size):
         s0, s1 = L - lags[i], L - lags[i - 1]
-        trace = net.trace(windows[s0:s1], states[s0][None])
-        d_state, growth = rescaled(trace.backward(d_state=d_state[None]).state[0])
+        trace = net.trace(windows[s0:s1], parted(net, states[s0]))
+        gradient = trace.backward(d_state=parted(net, d_state), input_gradient=False).state
+        d_state, growth = rescaled(joined(gradient))
         nats = nats + growth
         log_norms[i] = nats
     return GradientByLag(lags, log_norms)

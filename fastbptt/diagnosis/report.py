@@ -1,5 +1,6 @@
 """diagnose(): one pass over a sequence, and what it says in words."""
 
+import itertools
 import json
 import math
 import time
@@ -11,9 +12,17 @@ import numpy as np
 
 from .. import checks
 from ..kernels.activations import MAX_SLOPE
-from ..networks import RNN
+from ..network import Network
+from ..networks import NETWORKS, RNN
 from ..spectral import JacobianStream, StreamResult
-from .gradients import GradientByLag, gradient_by_lag, lag_of_factor, loss_gradient
+from .gradients import (
+    GradientByLag,
+    gradient_by_lag,
+    joined,
+    lag_of_factor,
+    loss_gradient,
+    parted,
+)
 from .sources import OneHot
 
 FACTOR = 1000.0  # what counts as gone, or as blown up
@@ -34,9 +43,11 @@ class Diagnosis:
     stream : StreamResult
         Interval, exponents and growth curve; arrays over the batch (B,).
     classical_rate : float
-        log(max|f'| ||W_hh||), nats per step: the textbook's bound of the growth.
+        log(max|f'| ||W_hh||), nats per step: the textbook's bound of the growth, which is one for
+        plain nets of one layer; NaN for others.
     saturated : float
-        Share of (step, unit) whose slope is below 1/20 of the largest; for relu, of those at 0.
+        Share of (step, unit) of the last layer whose slope is below 1/20 of the largest; for relu,
+        of those at 0; of a gated net the share of all its gates, at the places BPTT goes back from.
     gradient : GradientByLag
     lag : int or None
         Steps after which the gradient is beyond a factor of 1000; None if it is not.
@@ -83,9 +94,11 @@ class Diagnosis:
         s, T = self.stream, max(self.stream.steps, 1)
         k = s.exponents.shape[1]
         rate, error = s.exponents[0, 0], s.standard_error[0, 0]
-        bound = math.exp(self.classical_rate)
-        claim = f"at most {self.classical_rate * T:,.6g} nats, so it "
-        claim += "vanishes" if self.classical_rate < 0 else "could explode: says nothing"
+        bound, claim = "none for a gated or stacked net", ""
+        if not math.isnan(self.classical_rate):
+            bound = f"max|f'| ||W_hh|| = {math.exp(self.classical_rate):.4g} a step"
+            claim = f"at most {self.classical_rate * T:,.6g} nats, so it "
+            claim += "vanishes" if self.classical_rate < 0 else "could explode: says nothing"
         median = np.median(self.gradient.log_norms, axis=1)
         lags = zip(self.gradient.lags, median / math.log(10), strict=True)
         by_lag = [f"{lag}: {_decades(y)}" for lag, y in lags if lag in _LAGS_SHOWN]
@@ -96,9 +109,9 @@ class Diagnosis:
             ("", f"estimate {_span(s.estimate)}; upper end false with probability {s.delta:g}"),
             ("per step", f"{_span(s.lower / T)} to {_span(s.upper / T)} nats"),
             ("Lyapunov exponent", f"{rate:.5f} ± {error:.5f} nats per step, the largest"),
-            ("classical bound", f"max|f'| ||W_hh|| = {bound:.4g} a step"),
-            ("", claim),
-            ("saturated", f"{self.saturated:.1%} of all units and steps, slope below 1/20 of max"),
+            ("classical bound", bound),
+            *([("", claim)] if claim else []),
+            ("saturated", f"{self.saturated:.1%} of units and steps, slope below 1/20 of max"),
             ("gradient by lag", ",  ".join(by_lag)),
         ]
         return "\n".join(f"{name:<18} {value}" for name, value in rows) + f"\n\n{self.sentence}"
@@ -166,6 +179,25 @@ def _saturated(output: np.ndarray, nonlinearity: str) -> int:
     return int((slope < _SATURATED * MAX_SLOPE[nonlinearity]).sum())
 
 
+def _classical_rate(net: Network) -> float:
+    """log(max|f'| ||W_hh||), NaN where the net is gated or stacked."""
+    if not isinstance(net, RNN) or net.num_layers > 1:
+        return math.nan
+    bound = MAX_SLOPE[net.nonlinearity] * np.linalg.norm(net.weight_hh_l0.astype(np.float64), 2)
+    return math.log(bound) if bound > 0 else -math.inf
+
+
+def _saturated_gates(inside: dict[str, np.ndarray]) -> float:
+    """The share of gate values whose slope is below 1/20 of the largest."""
+    flat = []
+    for letter, gate in inside.items():
+        if letter in "gn":  # by tanh, all others by the logistic function
+            flat.append((1 - gate) * (1 + gate) < _SATURATED)
+        elif letter not in "hc":
+            flat.append(gate * (1 - gate) < _SATURATED * 0.25)
+    return float(np.mean(flat))
+
+
 def _pieces(x: Any, B: int) -> Iterator[tuple[int, np.ndarray]]:
     """(t0, chunk (T,B,I)) of all of x, each found finite."""
     T, I = x.shape[0], x.shape[-1]
@@ -182,7 +214,7 @@ def _pieces(x: Any, B: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def diagnose(
-    net: RNN,
+    net: Network,
     x: Any,
     *,
     probes: int = 8,
@@ -196,8 +228,8 @@ def diagnose(
 
     Parameters
     ----------
-    net : RNN
-        Not `batch_first`.
+    net : RNN, GRU or LSTM
+        Of one direction, not `batch_first`.
     x : ndarray (T,I) or (T,B,I), or OneHot
         At least 2 steps, finite, of the net's dtype.
     probes, delta
@@ -230,8 +262,8 @@ def diagnose(
     >>> fb.diagnose(fb.RNN(3, 16, rng=0), x).verdict
     'vanishes'
     """
-    if not isinstance(net, RNN):
-        raise TypeError(f"net: expected an RNN, got {type(net).__name__}")
+    if not isinstance(net, Network):
+        raise TypeError(f"net: expected one of {', '.join(NETWORKS)}, got {type(net).__name__}")
     if net.batch_first:
         raise ValueError("net: expected batch_first=False, as x is read by chunks of time")
     if isinstance(x, OneHot):
@@ -249,27 +281,30 @@ def diagnose(
     ends = np.unique(np.linspace(L, T - 1, checks.size(places, "places")).astype(int)).tolist()
 
     JacobianStream(net, probes).update(x[:1].reshape(1, B, I))  # what compiles here is not timed
-    state = np.zeros((1, B, H), net.dtype)
-    starts: dict[int, np.ndarray] = {}  # h at t - L for each end t
+    state = None
+    starts: dict[int, np.ndarray] = {}  # the joined state at t - L for each end t
     saturated, seconds = 0, 0.0
     for t0, chunk in _pieces(x, B):
         began = time.perf_counter()
         stream.update(chunk)
         seconds += time.perf_counter() - began
-        output, after = net(chunk, state)
-        saturated += _saturated(output, net.nonlinearity)
-        for t in ends:
-            if t0 <= t - L < t0 + len(chunk):
-                starts[t] = output[t - L - t0 - 1] if t - L > t0 else state[0]
-        state = after
+        cuts = [t - L for t in ends if t0 <= t - L < t0 + len(chunk)]
+        for s0, s1 in itertools.pairwise([t0, *cuts, t0 + len(chunk)]):
+            output, state = net(chunk[s0 - t0 : s1 - t0], state)
+            if s1 in cuts:
+                starts[s1 + L] = joined(state)
+            if isinstance(net, RNN):
+                saturated += _saturated(output, net.nonlinearity)
         if progress is not None:
             progress(t0 + len(chunk), T)
 
     windows = np.concatenate([x[t - L : t].reshape(L, B, I) for t in ends], axis=1)
-    start = np.concatenate([starts[t] for t in ends])  # (places·B,H)
-    last = net(windows, start[None])[1].reshape(len(ends), B, H)
-    loss = zip(ends, last, strict=True)
-    d_state = np.concatenate([loss_gradient(x, t, h, readout) for t, h in loss])
+    start = np.concatenate([starts[t] for t in ends], axis=1)  # (states,places·B,H)
+    output, _ = net(windows, parted(net, start))
+    loss = zip(ends, output[-1].reshape(len(ends), B, H), strict=True)
+    d_state = np.zeros_like(start)
+    top = net.num_layers - 1  # of the h, which come before the c
+    d_state[top] = np.concatenate([loss_gradient(x, t, h, readout) for t, h in loss])
     gradient = gradient_by_lag(net, windows, start, d_state)
 
     result = stream.result(delta)
@@ -277,14 +312,16 @@ def diagnose(
     extrapolated = lag is None and _verdict(result) != "neither"
     if extrapolated:
         lag = max(L + 1, math.ceil(math.log(FACTOR) / rate))
-    norm = float(np.linalg.norm(net.weight_hh_l0.astype(np.float64), 2))
-    bound = MAX_SLOPE[net.nonlinearity] * norm
+    if isinstance(net, RNN):
+        share = saturated / (T * B * H)
+    else:
+        share = _saturated_gates(net.trace(windows, parted(net, start)).inside())
     return Diagnosis(
         net=repr(net),
         steps_per_second=T / seconds,
         stream=result,
-        classical_rate=math.log(bound) if bound > 0 else -math.inf,
-        saturated=saturated / (T * B * H),
+        classical_rate=_classical_rate(net),
+        saturated=share,
         gradient=gradient,
         lag=lag,
         lag_extrapolated=extrapolated,

@@ -92,8 +92,9 @@ def implements(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The decorated function is what `stub` means where its first argument is a `tag`.
 
-    `tag` is a NamedTuple class or a Numba type such as `numba.float32`; kernels call `stub` and
-    Numba picks by type while it compiles.  All implementations of one stub share `exact`.
+    `tag` is a NamedTuple class or a Numba type such as `numba.float32`, None for what every other
+    type gets; kernels call `stub` and Numba picks by type while it compiles.  All implementations
+    of one stub share `exact`.
     """
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +102,9 @@ def implements(
             table = _implementations[stub] = {}
             # strict=False: Numba would compare the argument names of the chooser and of the chosen
             overload(stub, jit_options=_EXACT_FLAGS if exact else _FLAGS, strict=False)(
-                lambda *args: table.get(getattr(args[0], "instance_class", args[0]))
+                lambda *args: table.get(
+                    getattr(args[0], "instance_class", args[0]), table.get(None)
+                )
             )
         _implementations[stub][tag] = implementation
         return implementation

@@ -5,30 +5,21 @@ weights of its outputs n, so that a tile reads forwards only.  N is padded with 
 of the register; where that leaves one register over, the last panel is one register wide.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 
 from .jit import kernel
+from .memory import aligned
 from .simd import PANELS, ROWS, VECTORS, copy_run, lanes, rows, shifted, tile
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
-_LINE = 64  # bytes of a cache line
 GRADIENT_ROWS = 256  # rows of one partial sum: a packed panel of them, 32 KB, stays in L1
 
 
 def padded(n: int, dtype: Any) -> int:
     """n rounded up to whole registers."""
     return -(-n // lanes(dtype)) * lanes(dtype)
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that begins on a cache line: a register across two costs double."""
-    size, itemsize = math.prod(shape), np.dtype(dtype).itemsize
-    raw = np.empty(size + _LINE // itemsize, dtype)
-    offset = -raw.__array_interface__["data"][0] % _LINE // itemsize
-    return raw[offset : offset + size].reshape(shape)
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
@@ -171,16 +162,16 @@ def panel_matmul(A, M, W, K, width, N, S, C):
 
 
 @kernel
-def weight_gradient(da, b, gradient, first, last, packed):
-    """gradient[i,j] += sum_s da[s,i] b[s,j] for the panels first <= p < last of j.
+def weight_gradient(da, i0, b, k0, K, gradient, first, last, packed):
+    """gradient[i,j] += sum_s da[s,i0+i] b[s,k0+j] for the panels first <= p < last of j.
 
-    da (S,Hp), b (S,K), gradient (H, K in whole panels); packed is `gradient_scratch(last - first)`.
+    da (S,.), b (S,.), gradient (., K in whole panels); packed: `gradient_scratch(last - first)`.
     Both operands are packed: rows a power of two apart fall into one set of L1.
     Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
     """
-    S, Hp = da.shape
-    K = b.shape[1]
-    H, Kp = gradient.shape
+    S, a_stride = da.shape
+    b_stride = b.shape[1]
+    count, Kp = gradient.shape
     panel = packed.shape[2]
     size = GRADIENT_ROWS * panel
     turned = rows(packed, (last - first) * size, ROWS)
@@ -191,35 +182,35 @@ def weight_gradient(da, b, gradient, first, last, packed):
             if j + panel <= K:
                 for s in range(n):
                     target = rows(packed, p * size + s * panel, panel)
-                    _copy_panel_row(rows(b, (s0 + s) * K + j, K), target)
+                    _copy_panel_row(rows(b, (s0 + s) * b_stride + k0 + j, 0), target)
             else:
                 packed[p, :n] = 0
                 for s in range(n):
                     for i in range(K - j):
-                        packed[p, s, i] = b[s0 + s, j + i]
-        for i in range(0, H, ROWS):
-            if i + ROWS <= Hp:
+                        packed[p, s, i] = b[s0 + s, k0 + j + i]
+        for i in range(0, count, ROWS):
+            if i0 + i + ROWS <= a_stride:
                 for s in range(n):
-                    source = rows(da, (s0 + s) * Hp + i, Hp)
+                    source = rows(da, (s0 + s) * a_stride + i0 + i, 0)
                     _copy_tile_row(source, shifted(turned, s * ROWS, ROWS))
                 a = turned
             else:
-                a = rows(da, s0 * Hp + i, Hp)
+                a = rows(da, s0 * a_stride + i0 + i, a_stride)
             for p in range(last - first):
                 c = rows(gradient, i * Kp + (first + p) * panel, Kp)
                 w = rows(packed, p * size, panel)
-                _turned_tile(min(ROWS, H - i), a, w, n, c, c)
+                _turned_tile(min(ROWS, count - i), a, w, n, c, c)
 
 
 @kernel
 def bias_gradient(da, gradient, partial):
-    """gradient[j] += sum_s da[s,j], in sums of GRADIENT_ROWS rows; partial (Hp,) is scratch."""
-    S, Hp = da.shape
+    """gradient[j] += sum_s da[s,j], in sums of GRADIENT_ROWS rows; partial is scratch alike."""
+    S = da.shape[0]
     for s0 in range(0, S, GRADIENT_ROWS):
-        for j in range(Hp):
+        for j in range(gradient.size):
             partial[j] = 0
         for s in range(s0, min(s0 + GRADIENT_ROWS, S)):
-            for j in range(Hp):
+            for j in range(gradient.size):
                 partial[j] += da[s, j]
-        for j in range(Hp):
+        for j in range(gradient.size):
             gradient[j] += partial[j]

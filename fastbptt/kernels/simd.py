@@ -4,13 +4,15 @@ LLVM vectorises one row of a product well and several rows badly, so the tile sa
 stay in registers.  Nothing outside this file knows how wide a register is but through `LANES`.
 """
 
+import operator
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, overload, register_model
 
 _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
@@ -62,6 +64,93 @@ def shifted(typingctx, place, offset, stride):
         )
 
     return sig, codegen
+
+
+# Memory of different names never overlaps: the state, the slots of a, and the gradients of each.
+REGIONS = (
+    "h",
+    "c",
+    "dh",
+    "dc",
+    "dy",
+    "step",
+    "factors",
+    *(f"{a}{slot}" for a in ("a", "da") for slot in range(5)),
+)
+
+
+class Line(types.Type):
+    """Elements of one region, from a pointer on: what `line` makes, with line[j] to get and set."""
+
+    def __init__(self, dtype: types.Type, region: str) -> None:
+        self.dtype, self.region = dtype, region
+        super().__init__(f"Line({dtype}, {region})")
+
+
+@register_model(Line)
+class _LineModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, line: Line) -> None:
+        super().__init__(manager, line, manager.lookup(line.dtype).get_data_type().as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def line(typingctx, array, offset, region):
+    """The elements of `array` from flat element `offset` on, which lie in `region`.
+
+    Of a loop over many arrays LLVM would check every pair for overlap, and beyond eight pairs not
+    vectorise at all: through lines it knows which cannot overlap.
+    """
+    if region.literal_value not in REGIONS:
+        raise TypingError(f"region: expected one of {', '.join(REGIONS)}")
+
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.gep(data, [args[1]])
+
+    return Line(array.dtype, region.literal_value)(array, types.intp, region), codegen
+
+
+def _mark(builder: Any, instruction: Any, region: str) -> Any:
+    """Tell LLVM that what `instruction` reads or writes lies in `region`, and in no other."""
+    module = builder.module
+    domain = module.add_metadata(["fastbptt"])
+    scopes = {name: module.add_metadata([f"fastbptt {name}", domain]) for name in REGIONS}
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes.pop(region)]))
+    instruction.set_metadata("noalias", module.add_metadata(list(scopes.values())))
+    return instruction
+
+
+@intrinsic
+def _get(typingctx, line, j):
+    def codegen(context, builder, sig, args):
+        pointer = builder.gep(args[0], [args[1]])
+        return _mark(builder, builder.load(pointer), sig.args[0].region)
+
+    return line.dtype(line, types.intp), codegen
+
+
+@intrinsic
+def _set(typingctx, line, j, value):
+    def codegen(context, builder, sig, args):
+        pointer = builder.gep(args[0], [args[1]])
+        _mark(builder, builder.store(args[2], pointer), sig.args[0].region)
+        return context.get_dummy_value()
+
+    return types.void(line, types.intp, line.dtype), codegen
+
+
+@overload(operator.getitem)
+def _line_getitem(line, j):
+    if isinstance(line, Line):
+        return lambda line, j: _get(line, j)
+    return None
+
+
+@overload(operator.setitem)
+def _line_setitem(line, j, value):
+    if isinstance(line, Line):
+        return lambda line, j, value: _set(line, j, value)
+    return None
 
 
 def copy_run(registers: int = 0, elements: int = 0) -> Any:

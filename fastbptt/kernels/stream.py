@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cells import tangent
+from .cells import FACTORS, TangentAt, Tangents, gate_tangent, slots, tangent
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
-from .panels import BLOCK, panel_matmul
+from .panels import BLOCK
 from .simd import rows, shifted
-from .sweeps import matmul_steps
+from .sweeps import matmul_steps, slots_matmul
 
 LONGEST = 64  # steps between two orthonormalisations, at most
 BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pairs are merged
@@ -24,7 +24,9 @@ BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pair
 class Stream(NamedTuple):
     """What is carried from chunk to chunk, for each of B sequences."""
 
-    panel: np.ndarray  # (2,B,1+k,Hp): h and k tangents, at the parity of the step
+    panel: (
+        np.ndarray
+    )  # (2,B,1+k,W): state and k tangents, at the parity of the step; W as Work says
     U: np.ndarray  # (B,k,k) and
     e: np.ndarray  # (B,k): the triangular factor diag(2^e) U
     since: np.ndarray  # (B,): steps since the last orthonormalisation
@@ -35,6 +37,16 @@ class Stream(NamedTuple):
     block_steps: np.ndarray  # (B,BLOCKS)
     block_count: np.ndarray  # (B,)
     block_length: np.ndarray  # (B,)
+
+
+class Work(NamedTuple):
+    """Work space, and the panel again: the states of L layers side by side, each h and then c."""
+
+    panel: np.ndarray  # (2,B,1+k,W), W = L·parts·Hp
+    start: (
+        np.ndarray
+    )  # (L·B,1+k,slots·Hp): what W_ih x adds and biases in the first rows, then zeros
+    a: np.ndarray  # likewise: pre-activations; zeros at first
 
 
 @kernel
@@ -93,43 +105,98 @@ def _leaves_range(s, b, side, far):
 
 
 @kernel
-def stream(cell, x, ax, width, start, b0, b1, s):
+def _layer(cell, l, m, factors, width, I, b0, b1, now):
+    """State and tangents of layer l after a step, for rows b0..b1-1; its input is in m.start."""
+    n = slots(cell)
+    panel, start, a = m.panel, m.start, m.a
+    B, count, stride = panel.shape[1:]
+    Hp, wide = factors.shape[1], a.shape[2]
+    H = cell.w_hh.size // (cell.bias.size // n.last) // (n.last - n.first)
+    K_ih, K_hh = n.x * Hp, (n.last - n.first) * Hp
+    parts = stride // (cell.bias.size // n.last)
+    column = l * parts * Hp  # of this layer's state
+    M, block = (b1 - b0) * count, BLOCK * width
+    last = (Hp - 1) // block
+    after = 1 - now
+    origin, top = b0 * count, (l * B + b0) * count
+    h = rows(panel, (now * B * count + origin) * stride + column, stride)
+    s, c = rows(start, top * wide, wide), rows(a, top * wide, wide)
+    if l > 0:
+        below = rows(panel, (after * B * count + origin) * stride + column - parts * Hp, stride)
+        w = rows(cell.w_ih, K_ih * (I + (l - 1) * H), 0)
+        slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, s, c)
+        s = c
+    w_hh = rows(cell.w_hh, l * K_hh * H, 0)
+    source = h
+    p = Tangents(panel, panel, a, factors)
+    if n.gate > n.first:
+        shared = shifted(s, n.first * Hp, wide)
+        for q in range(last + 1):
+            j0 = block * q
+            j1 = min(j0 + block, Hp)
+            target = shifted(c, n.first * Hp, wide)
+            slots_matmul(h, M, w_hh, H, width, Hp, n.gate - n.first, j0, j1, shared, target)
+            for b in range(b0, b1):
+                gate_tangent(cell, p, _at(m, l, b, now, column), j0, j1)
+        source = shifted(c, n.last * Hp, wide)
+    mixed = max(n.gate, min(n.x, n.last))
+    w_gated = shifted(w_hh, (n.gate - n.first) * Hp * H, 0)
+    w_alone = shifted(w_hh, (mixed - n.first) * Hp * H, 0)
+    alone = rows(start, top * wide + mixed * Hp, wide)
+    for q in range(last + 1):
+        j0 = block * (q if now == 0 else last - q)
+        j1 = min(j0 + block, Hp)
+        t = shifted(c, n.gate * Hp, wide)
+        shared = shifted(s, n.gate * Hp, wide)
+        slots_matmul(source, M, w_gated, H, width, Hp, mixed - n.gate, j0, j1, shared, t)
+        if mixed < n.last:
+            t = shifted(c, mixed * Hp, wide)
+            slots_matmul(source, M, w_alone, H, width, Hp, n.last - mixed, j0, j1, alone, t)
+        for b in range(b0, b1):
+            tangent(cell, p, _at(m, l, b, now, column), j0, j1)
+
+
+@kernel
+def _at(m, l, b, now, column):
+    """Where the rows of sequence b begin in layer l, whose states begin at `column`."""
+    B, count, stride = m.panel.shape[1:]
+    wide = m.a.shape[2]
+    here = (now * B + b) * count * stride + column
+    there = ((1 - now) * B + b) * count * stride + column
+    return TangentAt(here, there, (l * B + b) * count * wide, stride, wide, count)
+
+
+@kernel
+def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     """Carry s over the steps of x (T,B,I), the first of them step `start`, for rows b0..b1-1.
 
-    ax (chunk,B,Hp) is work space.
+    ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,) numbers the rows of ax.
     """
     T, B, I = x.shape
-    chunk, _, Hp = ax.shape
+    n = slots(cell)
+    Hp = ax.shape[1] // n.x
+    chunk = starts.size - 2
     k = s.U.shape[1]
-    H = cell.w_hh.size // Hp
-    M, block = b1 - b0, BLOCK * width
+    layers = cell.bias.size // (n.last * Hp)
     panel = s.panel
-    w_ih, w_hh, bias = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
-    R, row, slopes = np.empty((k, k)), np.empty(k), np.empty(Hp, panel.dtype)
+    w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
+    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((FACTORS, Hp), panel.dtype)
     far = math.sqrt(np.finfo(panel.dtype).max)
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
-        to = rows(ax, b0 * Hp, Hp)
-        matmul_steps(rows(x, (c * B + b0) * I, I), w_ih, I, width, Hp, bias, to, steps, B, M)
+        span = (0, steps, b0, b1)
+        source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
+        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span)
         for t in range(steps):
             now = (start + c + t) % 2
-            after = 1 - now
             for b in range(b0, b1):
-                for j in range(Hp):
-                    panel[after, b, 0, j] = ax[t, b, j]
-                for r in range(1, 1 + k):
-                    for j in range(Hp):
-                        panel[after, b, r, j] = 0
-            state = rows(panel, (now * B + b0) * (1 + k) * Hp, Hp)
-            last = (Hp - 1) // block
-            for q in range(last + 1):
-                j0 = block * (q if now == 0 else last - q)
-                j1 = min(j0 + block, Hp)
-                a = rows(panel, (after * B + b0) * (1 + k) * Hp + j0, Hp)
-                w = shifted(w_hh, j0 * H, 0)
-                panel_matmul(state, M * (1 + k), w, H, width, j1 - j0, a, a)
-                tangent(cell, panel, after, slopes, b0, b1, np.uintp(j0), np.uintp(j1))
+                for j in range(n.x * Hp):
+                    m.start[b, 0, j] = ax[t * B + b, j]
+                for j in range(n.first * Hp):
+                    m.a[b, 0, j] = ax[t * B + b, j]
+            for l in range(layers):
+                _layer(cell, l, m, factors, width, I, b0, b1, now)
             for b in range(b0, b1):
                 s.since[b] += 1
-                if s.since[b] >= s.interval[b] or _leaves_range(s, b, after, far):
-                    _settle(s, b, panel[after, b, 1:], R, row)
+                if s.since[b] >= s.interval[b] or _leaves_range(s, b, 1 - now, far):
+                    _settle(s, b, panel[1 - now, b, 1:], R, row)

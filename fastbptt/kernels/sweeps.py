@@ -2,92 +2,189 @@
 
 Only what is sequential stays in the loop over t: the products with the input weights are done for
 a chunk of steps ahead of it and the weight gradients (`panels.weight_gradient`) behind it.
+
+Rows.  N sequences lie longest first, and after each other lie the rows of the steps: state t has
+rows starts[t] .. starts[t+1]-1 of h, one for each sequence of at least t steps, so that state 0 has
+N; what belongs to step t (x, a, dy) has the same rows less N as state t+1.  Where all lengths are
+equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1.
 """
 
-import numpy as np
-
-from .cells import adjoint, step
+from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
 from .panels import BLOCK, panel_matmul
-from .simd import rows, shifted
+from .simd import line, rows, shifted
 
 CHUNK_ROWS = 128  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
 @kernel
-def matmul_steps(A, W, K, width, N, S, C, T, B, M):
-    """C[t,b] = S + A[t,b] W' for T steps and M of B rows each, as few products of many rows."""
-    if M == B:
-        panel_matmul(A, T * B, W, K, width, N, S, C)
-    elif M > T:
-        for t in range(T):
-            c = shifted(C, t * B * C[1], C[1])
-            panel_matmul(shifted(A, t * B * A[1], A[1]), M, W, K, width, N, S, c)
+def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
+    """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order."""
+    if Hp <= BLOCK * width:  # packed as one matrix (`weights.pack_slots`)
+        panel_matmul(A, M, W, K, width, count * Hp, S, C)
     else:
-        for b in range(M):
-            c = shifted(C, b * C[1], B * C[1])
-            panel_matmul(shifted(A, b * A[1], B * A[1]), T, W, K, width, N, S, c)
+        for s in range(count):
+            j = s * Hp + j0
+            w = shifted(W, j * K, 0)
+            panel_matmul(A, M, w, K, width, j1 - j0, shifted(S, j, S[1]), shifted(C, j, C[1]))
 
 
 @kernel
-def forward(cell, x, h, width, t0, t1, b0, b1):
-    """h[t0+1 .. t1] from h[t0] and x, for rows b0..b1-1.  x (T,B,I), h (T+1,B,Hp)."""
-    B, I = x.shape[1:]
-    Hp = h.shape[2]
-    H = cell.w_hh.size // Hp
-    M, block = b1 - b0, BLOCK * width
-    chunk = max(1, CHUNK_ROWS // M)
-    w_ih, w_hh, bias = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
+def active(starts, t, b0, b1):
+    """How many of the sequences b0 .. b1-1 have a step t."""
+    return max(0, min(b1, starts[t + 2] - starts[t + 1]) - b0)
+
+
+@kernel
+def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span):
+    """C = S + A W', `slots_matmul` of whole slots, for steps and sequences, as few and long ones.
+
+    A and C begin with step t0.
+    """
+    t0, t1, b0, b1 = span
+    origin = starts[t0 + 1]
+    first, last = active(starts, t0, b0, b1), active(starts, t1 - 1, b0, b1)
+    every = starts[t0 + 2] - origin
+    if b0 == 0 and first == every:
+        n = starts[t1 + 1] - origin
+        slots_matmul(A, n, W, K, width, Hp, count, 0, Hp, S, C)
+    elif first == last and every == starts[t1 + 1] - starts[t1] and first < t1 - t0:
+        for b in range(b0, b0 + first):
+            a, c = shifted(A, b * A[1], every * A[1]), shifted(C, b * C[1], every * C[1])
+            slots_matmul(a, t1 - t0, W, K, width, Hp, count, 0, Hp, S, c)
+    else:
+        for t in range(t0, t1):
+            M, r = active(starts, t, b0, b1), starts[t + 1] - origin + b0
+            a, c = shifted(A, r * A[1], A[1]), shifted(C, r * C[1], C[1])
+            slots_matmul(a, M, W, K, width, Hp, count, 0, Hp, S, c)
+
+
+@kernel
+def forward(cell, x, m, starts, width, span):
+    """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and x (S,I..)."""
+    t0, t1, b0, b1 = span
+    n = slots(cell)
+    Hp, wide, N = m.h.shape[1], m.a.shape[1], starts[1]
+    H = cell.w_hh.size // ((n.last - n.first) * Hp)
+    I = cell.w_ih.size // (n.x * Hp)
+    block = BLOCK * width
+    last = (Hp - 1) // block
+    chunk = max(1, CHUNK_ROWS // (b1 - b0))
+    w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
+    w_gate = rows(cell.w_hh, 0, 0)
+    w_hh = rows(cell.w_hh, (n.gate - n.first) * Hp * H, 0)
+    mixed = max(n.gate, min(n.x, n.last))  # the first slot of h's alone
+    w_alone = rows(cell.w_hh, (mixed - n.first) * Hp * H, 0)
     for c in range(t0, t1, chunk):
-        steps = min(chunk, t1 - c)
-        a = rows(h, ((c + 1) * B + b0) * Hp, Hp)  # pre-activations wait where the states will be
-        matmul_steps(rows(x, (c * B + b0) * I, I), w_ih, I, width, Hp, bias, a, steps, B, M)
-        for t in range(c, c + steps):
-            last = (Hp - 1) // block
+        end = min(c + chunk, t1)
+        origin = N if m.kept else starts[c + 1]
+        source = rows(x, (starts[c + 1] - N) * x.shape[1], x.shape[1])
+        target = rows(m.a, (starts[c + 1] - origin) * wide, wide)
+        span = (c, end, b0, b1)
+        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span)
+        for t in range(c, end):
+            M = active(starts, t, b0, b1)
+            c_now, c_next = starts[t], starts[t + 1]
+            if not m.kept:
+                c_now, c_next = N * (t % 2), N * ((t + 1) % 2)
+            row = starts[t + 1] - origin + b0
+            at = At(starts[t] + b0, starts[t + 1] + b0, c_now + b0, c_next + b0, row, 0, 0, 0)
+            source = rows(m.h, at.h * Hp, Hp)
+            if n.gate > n.first:
+                for q in range(last + 1):
+                    j0 = block * q
+                    j1 = min(j0 + block, Hp)
+                    a = rows(m.a, row * wide + n.first * Hp, wide)
+                    slots_matmul(source, M, w_gate, H, width, Hp, n.gate - n.first, j0, j1, a, a)
+                    gate(cell, m, at, M, j0, j1)
+                source = rows(m.a, row * wide + n.last * Hp, wide)
             for q in range(last + 1):
                 # to and fro: what of W_hh the last step left in the cache is read first
                 j0 = block * (q if t % 2 == 0 else last - q)
                 j1 = min(j0 + block, Hp)
-                a = rows(h, ((t + 1) * B + b0) * Hp + j0, Hp)
-                w = shifted(w_hh, j0 * H, 0)
-                panel_matmul(rows(h, (t * B + b0) * Hp, Hp), M, w, H, width, j1 - j0, a, a)
-                step(cell, h, t, b0, b1, np.uintp(j0), np.uintp(j1))
+                a = rows(m.a, row * wide + n.gate * Hp, wide)
+                slots_matmul(source, M, w_hh, H, width, Hp, mixed - n.gate, j0, j1, a, a)
+                if mixed < n.last:
+                    a = rows(m.a, row * wide + mixed * Hp, wide)
+                    own = rows(cell.bias, mixed * Hp, 0)
+                    slots_matmul(source, M, w_alone, H, width, Hp, n.last - mixed, j0, j1, own, a)
+                step(cell, m, at, M, j0, j1)
 
 
 @kernel
-def backward(cell, dy, h, da, dx, dh, width, t0, t1, b0, b1):
-    """da, dx[t0..t1-1] and dh = dL/dh[t0] from dh = dL/dh[t1], for rows b0..b1-1.
+def backward(cell, dy, m, d, starts, width, span):
+    """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
-    dy (T,B,Hp), h (T+1,B,Hp), da (t1-t0,B,Hp), dx (T,B,Ip), dh (B,Hp).  dh holds all of dL/dh[t]
-    but what comes through h[t+1]; at t0 it holds dy[t0-1] too, so that chunks sum in one order.
+    dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
+    state before its last step.  Rows of d.da begin with those of step t0.
     """
-    B, Hp = h.shape[1:]
-    Ip = dx.shape[2]
-    H = cell.w_hh.size // Hp
-    M, block = b1 - b0, BLOCK * width
-    chunk = max(1, CHUNK_ROWS // M)
-    w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.zeros, 0, 0)
-    for b in range(b0, b1):
-        for j in range(Hp):
-            da[t1 - 1 - t0, b, j] = dh[b, j]
-    adjoint(cell, h, t1 - 1, da, t1 - 1 - t0, b0, b1, np.uintp(0), np.uintp(Hp))
+    t0, t1, b0, b1 = span
+    n = slots(cell)
+    Hp, wide, N = m.h.shape[1], d.da.shape[1], starts[1]
+    gated = n.gate > n.first
+    head = n.gate - n.first if gated else n.last - n.first  # slots that h is multiplied into
+    Ip = cell.w_ih.size // (n.x * Hp)
+    block = BLOCK * width
+    last = (Hp - 1) // block
+    chunk = max(1, CHUNK_ROWS // (b1 - b0))
+    w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
+    w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
-            later = rows(da, ((t - t0) * B + b0) * Hp, Hp)
-            last = (Hp - 1) // block
+            M = active(starts, t, b0, b1)
+            later = active(starts, t + 1, b0, b1) if t + 1 < t1 else 0
+            row = starts[t + 1] - starts[t0 + 1] + b0
+            s = starts[t + 1] - N + b0
+            c_now, c_next = starts[t] + b0, starts[t + 1] + b0
+            at = At(c_now, c_next, c_now, c_next, s, row, b0, s)
+            source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
             for q in range(last + 1):
                 j0 = block * (q if t % 2 == 0 else last - q)
                 j1 = min(j0 + block, Hp)
-                w = shifted(w_hh, j0 * H, 0)
-                start = rows(dy, ((t - 1) * B + b0) * Hp + j0, Hp) if t > 0 else zeros
-                if t > t0:
-                    earlier = rows(da, ((t - 1 - t0) * B + b0) * Hp + j0, Hp)
-                    panel_matmul(later, M, w, H, width, j1 - j0, start, earlier)
-                    s0, s1 = np.uintp(j0), np.uintp(j1)
-                    adjoint(cell, h, t - 1, da, t - 1 - t0, b0, b1, s0, s1)
-                else:
-                    panel_matmul(later, M, w, H, width, j1 - j0, start, rows(dh, b0 * Hp + j0, Hp))
-        source = rows(da, ((c0 - t0) * B + b0) * Hp, Hp)
-        target = rows(dx, (c0 * B + b0) * Ip, Ip)
-        matmul_steps(source, w_ih, H, width, Ip, zeros, target, c - c0, B, M)
+                dh = rows(d.dh, b0 * Hp + j0, Hp)
+                w = shifted(w_hh, j0 * head * Hp, 0)
+                panel_matmul(source, later, w, head * Hp, width, j1 - j0, dh, dh)
+                if d.step_h.shape[0] > 0:
+                    for b in range(M):
+                        record = line(d.step_h, (s + b) * Hp, "step")
+                        whole = line(d.dh, (b0 + b) * Hp, "dh")
+                        for j in range(j0, j1):
+                            record[j] = whole[j]
+                adjoint(cell, m, d, at, M, j0, j1)
+                if not gated and t > 0:
+                    _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
+            if gated:
+                source = rows(d.da, row * wide + n.gate * Hp, wide)
+                for q in range(last + 1):
+                    j0 = block * q
+                    j1 = min(j0 + block, Hp)
+                    target = rows(d.da, row * wide + n.last * Hp + j0, wide)
+                    K = (n.last - n.gate) * Hp
+                    panel_matmul(
+                        source, M, shifted(w_gate, j0 * K, 0), K, width, j1 - j0, zeros, target
+                    )
+                    gate_adjoint(cell, m, d, at, M, j0, j1)
+                    if t > 0:
+                        _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
+        if d.dx.shape[0] > 0:
+            stride = d.dx.shape[1]
+            source = rows(d.da, (starts[c0 + 1] - starts[t0 + 1]) * wide, wide)
+            target = rows(d.dx, (starts[c0 + 1] - N) * stride, stride)
+            span = (c0, c, b0, b1)
+            K = n.x * Hp
+            matmul_steps(source, w_ih, K, width, Ip, 1, zeros, target, starts, span)
+    source = rows(d.da, b0 * wide + n.first * Hp, wide)
+    dh = rows(d.dh, b0 * Hp, Hp)
+    M = active(starts, t0, b0, b1)
+    panel_matmul(source, M, w_hh, head * Hp, width, Hp, dh, dh)
+
+
+@kernel
+def _add(dh, b0, dy, s, M, j0, j1):
+    """dh[b0+b] += dy[s+b]: the gradient from above."""
+    Hp = dh.shape[1]
+    for b in range(M):
+        total, above = line(dh, (b0 + b) * Hp, "dh"), line(dy, (s + b) * Hp, "dy")
+        for j in range(j0, j1):
+            total[j] += above[j]

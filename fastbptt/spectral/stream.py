@@ -1,25 +1,25 @@
 """The norm of a Jacobian product of any length, while the sequence streams by."""
 
 import math
-import os
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checks
+from .. import checks, files
 from ..kernels import stream as kernels
-from ..kernels.panels import aligned, padded
+from ..kernels.memory import aligned
+from ..kernels.panels import padded
 from ..kernels.simd import lanes
 from ..kernels.sweeps import CHUNK_ROWS
-from ..networks import RNN
+from ..network import Network
+from ..networks import NETWORKS
 from ..threads import share
 from ..trace import Layout
 from .factors import BlockNorms, block_norms, expected_shortfall, upper_margin
 
 _CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
 _CURVE = 4096  # points of the growth curve kept; when there are more, every second is dropped
-_FORMAT = "fastbptt.JacobianStream/1"
+_FORMAT = "fastbptt.JacobianStream/2"
 
 
 class StreamResult(NamedTuple):
@@ -40,11 +40,11 @@ class StreamResult(NamedTuple):
     curve_lower: np.ndarray  # (C,B), and so on
     curve_estimate: np.ndarray
     curve_upper: np.ndarray
-    state: np.ndarray  # (1,B,H): h_T
+    state: Any  # as the net's: after the last step
 
 
 class JacobianStream:
-    """Norm and exponents of dh_T/dh_0 = J_T ... J_1 in one pass, in memory O(B H k) for any T.
+    """Norm and exponents of dh_T/dh_0 = J_T ... J_1 in one pass, in memory O(B N k) for any T.
 
     k random probes ride with the state through the same panel of weights.  They are
     orthonormalised when their measured conditioning asks for it, and the whole triangular factor
@@ -52,14 +52,15 @@ class JacobianStream:
 
     Parameters
     ----------
-    net : RNN
+    net : RNN, GRU or LSTM
+        Of one direction; the state is that of all layers, an LSTM's h and c: N = L·H or 2·L·H.
     probes : int
-        k, at least 1; no more than H are used, and with H of them the norm is exact.
+        k, at least 1; no more than N are used, and with N of them the norm is exact.
     rng : int, numpy.random.Generator or None
         Draws the Gaussian block, the same for every sequence of the batch: a sequence's bits do
         not depend on the batch it is in.
-    state : ndarray (1,B,H), or (1,H) for unbatched chunks, optional
-        h_0; zeros if None.
+    state : ndarray (L,B,H), or (L,H) for unbatched chunks, optional
+        h_0, for an LSTM a tuple (h, c); zeros if None.
 
     Raises
     ------
@@ -68,11 +69,11 @@ class JacobianStream:
 
     Notes
     -----
-    `lower` and `upper` are those of spectral.md section 1: with Omega (H,k) of iid N(0,1) and
+    `lower` and `upper` are those of spectral.md section 1: with Omega (N,k) of iid N(0,1) and
     V its orthonormal factor, log ||P V|| <= log ||P|| <= log ||P Omega|| + margin(k, delta), the
     second but with probability delta (chi^2 tail; cf. Dixon 1983; Halko, Martinsson, Tropp 2011).
     The margin at delta = 0.05, k = 8 is -0.37 nats, whatever T.  Rounding moves all three by about
-    T·eps·sqrt(H) nats at the very worst, as a random walk by sqrt(T) of it.  In float32 a slope
+    T·eps·sqrt(N) nats at the very worst, as a random walk by sqrt(T) of it.  In float32 a slope
     below 1e-38 is zero.  Exponents: Benettin et al. 1980.
 
     Examples
@@ -86,34 +87,44 @@ class JacobianStream:
     True
     """
 
-    def __init__(self, net: RNN, probes: int = 8, rng: Any = 0, state: Any = None) -> None:
-        if not isinstance(net, RNN):
-            raise TypeError(f"net: expected an RNN, got {type(net).__name__}")
-        H = net.hidden_size
+    def __init__(self, net: Network, probes: int = 8, rng: Any = 0, state: Any = None) -> None:
+        if not isinstance(net, Network):
+            raise TypeError(f"net: expected one of {', '.join(NETWORKS)}, got {type(net).__name__}")
+        if net.bidirectional:
+            raise ValueError(
+                "net: expected one direction; the states of a bidirectional net are no chain"
+            )
         self.net = net
-        self.probes = min(checks.size(probes, "probes"), H)
+        self._weights = net.weights
+        self._blocks = len(net.weights.layers) * (1 + net.weights.design.has_c)  # of H, in a state
+        N = self._blocks * net.hidden_size
+        self.probes = min(checks.size(probes, "probes"), N)
         self.steps = 0
-        omega = checks.generator(rng).standard_normal((H, self.probes))
+        omega = checks.generator(rng).standard_normal((N, self.probes))
         self._V, self._R0 = np.linalg.qr(omega)
         self._layout: Layout | None = None
         self._carried: kernels.Stream | None = None
         self._curve: list[tuple[int, BlockNorms]] = []
         self._curve_stride = 1
         self._updates = 0
-        self._weights = net.weights
         if state is not None:
-            state = checks.array(state, "state", net.dtype)
-            if state.ndim not in (2, 3):
-                raise ValueError(f"state: expected (1, B, {H}) or (1, {H}), got {state.shape}")
-            self._begin(state, state.shape[-2], Layout(net.batch_first, state.ndim == 2))
+            part = state[0] if net.weights.design.has_c and len(state) else state
+            shape = checks.array(part, "state", net.dtype).shape
+            if len(shape) not in (2, 3):
+                wanted = f"({net.num_layers}, B, {net.hidden_size})"
+                raise ValueError(f"state: expected {wanted}, B left out if unbatched, got {shape}")
+            self._begin(state, shape[-2], Layout(net.batch_first, len(shape) == 2))
 
     def _begin(self, state: Any, B: int, layout: Layout) -> None:
         """Set up what is carried for B sequences."""
-        k, H, dtype = self.probes, self.net.hidden_size, self.net.dtype
-        panel = aligned((2, B, 1 + k, padded(H, dtype)), dtype)
+        net, k, H, dtype = self.net, self.probes, self.net.hidden_size, self.net.dtype
+        panel = aligned((2, B, 1 + k, self._blocks * padded(H, dtype)), dtype)
         panel[:] = 0
-        panel[0, :, 0, :H] = self.net.initial_state(state, B, layout)
-        panel[0, :, 1:, :H] = self._V.T
+        parts = net.initial_state(state, B, layout)
+        apart = panel.reshape(2, B, 1 + k, self._blocks, padded(H, dtype))
+        blocks = apart[0, :, :, :, :H]  # (B,1+k,L·parts,H)
+        blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
+        blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
         self._layout = layout
         self._carried = kernels.Stream(
             panel=panel,
@@ -143,6 +154,7 @@ class JacobianStream:
             For another dtype or shape; RuntimeError if the net's weights were changed since.
         """
         x, layout = self.net.time_major(x)
+        x = checks.read_only(np.ascontiguousarray(x))
         T, B, I = x.shape
         if self.net.weights is not self._weights:
             raise RuntimeError("net: its weights changed while the stream was under way")
@@ -157,17 +169,28 @@ class JacobianStream:
             raise ValueError(
                 f"x: expected shape {wanted} as in the first chunk, got {layout.shape(T, B, I)}"
             )
-        H, dtype = self.net.hidden_size, self.net.dtype
-        cost = B * H * (I + H * (1 + self.probes))  # multiply-adds of a step
-        ax = aligned((max(1, CHUNK_ROWS // max(B, 1)), B, padded(H, dtype)), dtype)
+        net, design, dtype = self.net, self._weights.design, self.net.dtype
+        H, k = net.hidden_size, self.probes
+        Hp, layers, slots = padded(H, dtype), len(self._weights.layers), design.slots
+        step = H * (I + H * (1 + k)) + (layers - 1) * 2 * H * H * (1 + k)
+        cost = B * step * len(design.gates)  # multiply-adds
+        chunk = max(1, CHUNK_ROWS // max(B, 1))
+        ax = aligned((chunk * B, slots.x * Hp), dtype)
+        shape = (layers * B, 1 + k, slots.width * Hp)
+        work = kernels.Work(carried.panel, aligned(shape, dtype), aligned(shape, dtype))
+        work.start[:] = work.a[:] = 0
+        bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
+        work.start.reshape(layers, B, *shape[1:])[:, :, 0, : bias.shape[2]] = bias
+        starts = np.arange(chunk + 2) * B
         length = max(1, int(_CALL / max(cost, 1)))
         for t0 in range(0, T, length):
             part, start = x[t0 : t0 + length], self.steps
 
             def rows(b0: int, b1: int, part: np.ndarray = part, start: int = start) -> None:
-                kernels.stream(self._weights.cell, part, ax, lanes(dtype), start, b0, b1, carried)
+                cell, width = self._weights.stacked_cell, lanes(dtype)
+                kernels.stream(cell, part, ax, work, starts, width, start, b0, b1, carried)
 
-            share(rows, B, cost * len(part))
+            share(rows, np.ones(B), cost * len(part))
             self.steps += len(part)
         self._note_curve()
 
@@ -181,13 +204,19 @@ class JacobianStream:
 
     def _norms(self) -> BlockNorms:
         """The norms now, from a copy of the frames."""
-        s, H = self._carried, self.net.hidden_size
+        s = self._carried
         assert s is not None
-        frames = s.panel[self.steps % 2, :, 1:, :H].astype(np.float64)  # (B,k,H)
+        frames = self._states(s)[:, 1:]
+        frames = frames.reshape(s.since.size, *self._V.T.shape).astype(np.float64)
         known = np.isfinite(frames).all(axis=(1, 2), keepdims=True)
         _, R = np.linalg.qr(np.where(known, frames, 0.0).swapaxes(1, 2))
         R = np.where(known, R, np.nan)
         return block_norms(R, s.U, s.e, self._R0)
+
+    def _states(self, s: kernels.Stream) -> np.ndarray:
+        """The state and its tangents now, (B,1+k,L·parts,H)."""
+        panel, H = s.panel[self.steps % 2], self.net.hidden_size
+        return panel.reshape(*panel.shape[:2], self._blocks, padded(H, self.net.dtype))[..., :H]
 
     def result(self, delta: float = 0.05) -> StreamResult:
         """The interval of log ||dh_T/dh_0||, the growth curve and the exponents so far.
@@ -222,8 +251,11 @@ class JacobianStream:
                 y[0] for y in (lower, estimate, upper, exponents, error)
             )
             curves = tuple(y[:, 0] for y in curves)
-        H, B = self.net.hidden_size, s.since.size
-        h = s.panel[self.steps % 2, :, 0, :H].reshape(self._layout.state_shape(B, H)).copy()
+        parts = 1 + self._weights.design.has_c
+        B, H, layers = s.since.size, self.net.hidden_size, self._blocks // parts
+        states = self._states(s)[:, 0].reshape(B, layers, parts, H).transpose(2, 1, 0, 3)
+        shape = self._layout.state_shape(layers, B, H)
+        state = tuple(np.ascontiguousarray(part).reshape(shape) for part in states)
         return StreamResult(
             steps=self.steps,
             lower=lower,
@@ -237,15 +269,15 @@ class JacobianStream:
             curve_lower=curves[0],
             curve_estimate=curves[1],
             curve_upper=curves[2],
-            state=h,
+            state=state if parts > 1 else state[0],
         )
 
     def _note(self) -> str:
-        k, H = self.probes, self.net.hidden_size
-        if k == H:
-            return "exact: as many probes as units"
+        k, N = self.probes, len(self._V)
+        if k == N:
+            return "exact: as many probes as the state has numbers"
         mean = (
-            f"lower + {expected_shortfall(H, k):.2f} nats, the mean shortfall of {k} probes of {H}"
+            f"lower + {expected_shortfall(N, k):.2f} nats, the mean shortfall of {k} probes of {N}"
         )
         if k == 1:
             return f"{mean}; one probe cannot see whether there is a gap"
@@ -253,11 +285,11 @@ class JacobianStream:
 
     def _interval(self, norms: BlockNorms, delta: float) -> tuple[np.ndarray, ...]:
         """lower, estimate and upper."""
-        k, H = self.probes, self.net.hidden_size
-        if k == H:
+        k, N = self.probes, len(self._V)
+        if k == N:
             return norms.lower, norms.lower, norms.lower
         upper = np.maximum(norms.gaussian + upper_margin(k, delta), norms.lower)
-        estimate = norms.lower + norms.gap * expected_shortfall(H, k)
+        estimate = norms.lower + norms.gap * expected_shortfall(N, k)
         return norms.lower, np.minimum(estimate, upper), upper
 
     def _exponents(self, s: kernels.Stream) -> tuple[np.ndarray, np.ndarray]:
@@ -291,10 +323,10 @@ class JacobianStream:
         """
         net, layout = self.net, self._layout
         arrays: dict[str, Any] = {f"net.{name}": y for name, y in self._weights.arrays.items()}
+        arrays |= {f"option.{name}": np.array(value) for name, value in net.options().items()}
         arrays |= {
             "format": np.array(_FORMAT),
-            "nonlinearity": np.array(net.nonlinearity),
-            "batch_first": np.array(net.batch_first),
+            "kind": np.array(type(net).__name__),
             "counts": np.array([self.steps, self._updates, self._curve_stride], np.int64),
             "V": self._V,
             "R0": self._R0,
@@ -307,14 +339,7 @@ class JacobianStream:
                 B = self._carried.since.size
                 rows = [norms[i] for _, norms in self._curve]
                 arrays[f"curve.{name}"] = np.array(rows).reshape(len(rows), B)
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        files.write_npz(path, arrays)
 
     @classmethod
     def load(cls, path: Any) -> "JacobianStream":
@@ -336,40 +361,23 @@ class JacobianStream:
         FileNotFoundError
             If there is none.
         """
-        with open(path, "rb") as file:
-            try:
-                arrays = np.load(file, allow_pickle=False)
-                return cls._restored({name: arrays[name] for name in arrays.files})
-            except (
-                AttributeError,  # an .npy, whose array has no files
-                ValueError,
-                TypeError,
-                KeyError,
-                EOFError,
-                zipfile.BadZipFile,
-            ) as error:
-                message = f"{os.fspath(path)}: not a saved JacobianStream ({error})"
-                raise ValueError(message) from None
+        arrays = files.read_npz(path, "a saved JacobianStream")
+        with files.reading(path, "a saved JacobianStream"):
+            return cls._restored(arrays)
 
     @classmethod
     def _restored(cls, arrays: dict[str, np.ndarray]) -> "JacobianStream":
         if str(arrays["format"]) != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}, got {arrays['format']}")
         parameters = {n[4:]: y for n, y in arrays.items() if n.startswith("net.")}
-        H, I = parameters["weight_ih_l0"].shape
-        net = RNN(
-            I,
-            H,
-            nonlinearity=str(arrays["nonlinearity"]),
-            bias="bias_ih_l0" in parameters,
-            batch_first=bool(arrays["batch_first"]),
-            dtype=parameters["weight_ih_l0"].dtype,
-        )
+        options = {n[7:]: y.item() for n, y in arrays.items() if n.startswith("option.")}
+        kind = NETWORKS[str(arrays["kind"])]
+        net = kind(**options, dtype=parameters["weight_ih_l0"].dtype)
         net.load_state_dict(parameters)
         V = arrays["V"]
         stream = cls(net, V.shape[1])
         k = stream.probes
-        stream._V = checks.shaped(V, "V", np.dtype(float), (H, k))
+        stream._V = checks.shaped(V, "V", np.dtype(float), (len(stream._V), k))
         stream._R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
         stream.steps, stream._updates, stream._curve_stride = (int(n) for n in arrays["counts"])
         if "carried.since" in arrays:

@@ -1,23 +1,151 @@
 """One file a cell: its step, its adjoint, its tangent.
 
 The loops over time (`sweeps`, `stream`) call these stubs with a cell's packed weights; Numba picks
-the cell's own formulas by the type of the first argument.  Each works on the columns j0 <= j < j1
-that a panel product has just left in L1.  j0 and j1 are unsigned: Numba wraps a negative index by
-a select, and the loop would not vectorise (twice the time of a whole step, measured).
+the cell's own formulas by the type of the first argument.  Each works on the units j0 <= j < j1
+whose pre-activations a panel product has just left in L1, and on `M` rows from those of `at` on.
+They read and write through `simd.line`: plain indexing would not vectorise, because Numba wraps
+negative indices by a select and because LLVM cannot tell the arrays apart.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..jit import implements
 
 
-def step(cell: Any, h: Any, t: int, b0: int, b1: int, j0: int, j1: int) -> None:
-    """h[t+1] from its pre-activation, in place, for rows b0..b1-1."""
+class Slots(NamedTuple):
+    """What the columns of `a` (rows, slots·Hp) hold, Hp of them a slot.
+
+    Slots 0 .. x-1 get W_ih x; slots first .. gate-1 get W_hh h; slots gate .. last-1 get W_hh times
+    the gated state, which `gate` leaves in slot `last`, or h itself where first == gate.
+    """
+
+    x: int
+    first: int
+    gate: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        """Slots of a row, with that of the gated state."""
+        return self.last + (self.gate > self.first)
 
 
-def adjoint(cell: Any, h: Any, t: int, da: Any, s: int, b0: int, b1: int, j0: int, j1: int) -> None:
-    """da[s] from dL/dh[t+1], in place, for rows b0..b1-1."""
+class Design(NamedTuple):
+    """What the floors above need to know of a cell."""
+
+    cell: Callable[..., Any]  # (w_ih, w_hh, bias) -> the NamedTuple that kernels dispatch on
+    slots: Slots
+    gates: str  # the letters of the gates, in the order of the rows of weight_ih and weight_hh
+    x_gates: str  # the gates of the slots 0 .. x-1
+    h_gates: str  # the gates of the slots first .. last-1
+    has_c: bool  # whether the state is (h, c)
+    kept: str  # what the columns of `a` hold after a step, "" if the adjoint does without
 
 
-def tangent(
-    cell: Any, panel: Any, side: int, slopes: Any, b0: int, b1: int, j0: int, j1: int
-) -> None:
-    """Row 0 of panel[side,b] from its pre-activation, the tangents below from W_hh times theirs."""
+class Memory(NamedTuple):
+    """The arrays of a forward pass; rows as `sweeps` numbers them."""
+
+    h: np.ndarray  # (N+S,Hp)
+    c: np.ndarray  # (N+S,Hp), (2N,Hp) if not kept: state t in half t % 2; no rows without a c
+    a: np.ndarray  # (S,slots·Hp): pre-activations, then what `step` makes of them
+    kept: bool  # whether a and c hold all steps
+
+
+class Adjoints(NamedTuple):
+    """The arrays of a backward pass."""
+
+    dh: np.ndarray  # (N,Hp)
+    dc: np.ndarray  # (N,Hp), no rows without a c
+    da: np.ndarray  # (rows of a chunk, slots·Hp)
+    dx: np.ndarray  # (S,Ip), no rows if not wanted
+    step_h: np.ndarray  # (S,Hp): dL/dh of every step, no rows if not wanted
+    step_c: np.ndarray  # (S,Hp)
+
+
+class At(NamedTuple):
+    """The first rows of step t: of its state and the next in h and c, of its columns of a, da."""
+
+    h: int
+    h_next: int
+    c: int
+    c_next: int
+    a: int
+    da: int
+    d: int  # in dh and dc
+    step: int  # in step_h and step_c
+
+
+def slots(cell: Any) -> Slots:
+    """Where a cell keeps what: the same for all cells of a type, and known to the compiler."""
+    raise NotImplementedError
+
+
+def step(cell: Any, m: Memory, at: At, M: int, j0: int, j1: int) -> None:
+    """h[at.h_next] (and c) from the pre-activations a[at.a]."""
+
+
+def gate(cell: Any, m: Memory, at: At, M: int, j0: int, j1: int) -> None:
+    """Slot `last` of a[at.a], the gated state, from the slots first .. gate-1."""
+
+
+def adjoint(cell: Any, m: Memory, d: Adjoints, at: At, M: int, j0: int, j1: int) -> None:
+    """da[at.da] from dh and dc = dL/d state t+1; leaves in them what reaches state t by no product.
+
+    Of a gated cell only the slots gate .. last-1 are due: `gate_adjoint` sees to the others.
+    """
+
+
+def gate_adjoint(cell: Any, m: Memory, d: Adjoints, at: At, M: int, j0: int, j1: int) -> None:
+    """The slots first .. gate-1 of da from slot `last`, dL/d gated state; adds its part to dh."""
+
+
+class Tangents(NamedTuple):
+    """The arrays of one layer in a stream: a row of values, and k rows of tangents below it."""
+
+    now: np.ndarray  # (.,state·Hp): the state t from element `at.now` on, h and then c
+    after: np.ndarray  # state t+1
+    a: np.ndarray  # (.,slots·Hp): pre-activations and their tangents
+    factors: np.ndarray  # (FACTORS,Hp): work space
+
+
+class TangentAt(NamedTuple):
+    """The first elements of a sequence's rows in `now`, `after` and `a`, and the rows' lengths."""
+
+    now: int
+    after: int
+    a: int
+    stride: int  # of now and after
+    wide: int  # of a
+    rows: int  # 1 + k
+
+
+FACTORS = 6  # that a cell's tangent takes from the row of values to the rows below
+
+
+def tangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """Rows 0 (values) and 1 .. k (tangents) of `after` from those of `a` and `now`.
+
+    The factors come from the pre-activations, to full relative accuracy (activations.py).
+    """
+
+
+def gate_tangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """Slot `last` of each row of `a`: the gated state and its tangents."""
+
+
+@implements(gate_tangent, None)
+def _no_gate_tangent(cell, p, at, j0, j1):
+    pass
+
+
+@implements(gate, None)
+def _no_gate(cell, m, at, M, j0, j1):
+    pass
+
+
+@implements(gate_adjoint, None)
+def _no_gate_adjoint(cell, m, d, at, M, j0, j1):
+    pass

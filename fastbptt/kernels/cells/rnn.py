@@ -9,51 +9,61 @@ import numpy as np
 
 from ..activations import slope, slope_at_value, value
 from ..jit import implements
-from . import adjoint, step, tangent
+from ..simd import line
+from . import Design, Slots, adjoint, slots, step, tangent
+
+SLOTS = Slots(x=1, first=0, gate=0, last=1)
 
 
 class RNN(NamedTuple):
-    """What a forward step reads."""
+    """Packed weights (`weights.Layer`); act is a tag of `activations`."""
 
-    w_ih: np.ndarray  # panels of (H,I)
-    w_hh: np.ndarray  # panels of (H,H)
-    bias: np.ndarray  # (Hp,): b_ih + b_hh, zeros in the padding
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    bias: np.ndarray
     act: NamedTuple
 
 
-class RNNAdjoint(NamedTuple):
-    """What a backward step reads."""
+DESIGN = Design(RNN, SLOTS, "a", "a", "a", has_c=False, kept="")
 
-    w_ih: np.ndarray  # panels of W_ih' (I,H)
-    w_hh: np.ndarray  # panels of W_hh' (H,H)
-    zeros: np.ndarray  # (max(Hp,Ip),)
-    act: NamedTuple
+
+@implements(slots, RNN)
+def _rnn_slots(cell):
+    return SLOTS
 
 
 @implements(step, RNN)
-def _rnn_step(cell, h, t, b0, b1, j0, j1):
+def _rnn_step(cell, m, at, M, j0, j1):
     """h[t+1] = f(a)."""
-    for b in range(b0, b1):
+    n = m.h.shape[1]
+    for b in range(M):
+        a, h = line(m.a, (at.a + b) * n, "a0"), line(m.h, (at.h_next + b) * n, "h")
         for j in range(j0, j1):
-            h[t + 1, b, j] = value(cell.act, h[t + 1, b, j])
+            h[j] = value(cell.act, a[j])
 
 
-@implements(adjoint, RNNAdjoint)
-def _rnn_adjoint(cell, h, t, da, s, b0, b1, j0, j1):
+@implements(adjoint, RNN)
+def _rnn_adjoint(cell, m, d, at, M, j0, j1):
     """da = dh f'(a)."""
-    for b in range(b0, b1):
+    n = m.h.shape[1]
+    zero = m.h.dtype.type(0)
+    for b in range(M):
+        h, da = line(m.h, (at.h_next + b) * n, "h"), line(d.da, (at.da + b) * n, "da0")
+        dh = line(d.dh, (at.d + b) * n, "dh")
         for j in range(j0, j1):
-            da[s, b, j] *= slope_at_value(cell.act, h[t + 1, b, j])
+            da[j] = dh[j] * slope_at_value(cell.act, h[j])
+            dh[j] = zero
 
 
 @implements(tangent, RNN)
-def _rnn_tangent(cell, panel, side, slopes, b0, b1, j0, j1):
-    """h = f(a) and v <- f'(a) W_hh v: J_t = diag(f'(a_t)) W_hh."""
-    for b in range(b0, b1):
+def _rnn_tangent(cell, p, at, j0, j1):
+    """h = f(a) and h_dot = f'(a) a_dot: J_t = diag(f'(a_t)) W_hh."""
+    a, h, s = line(p.a, at.a, "a0"), line(p.after, at.after, "h"), line(p.factors, 0, "factors")
+    for j in range(j0, j1):
+        s[j] = slope(cell.act, a[j])
+        h[j] = value(cell.act, a[j])
+    for r in range(1, at.rows):
+        a_dot = line(p.a, at.a + r * at.wide, "a0")
+        h_dot = line(p.after, at.after + r * at.stride, "h")
         for j in range(j0, j1):
-            slopes[j] = slope(cell.act, panel[side, b, 0, j])
-        for j in range(j0, j1):
-            panel[side, b, 0, j] = value(cell.act, panel[side, b, 0, j])
-        for r in range(1, panel.shape[2]):
-            for j in range(j0, j1):
-                panel[side, b, r, j] *= slopes[j]
+            h_dot[j] = s[j] * a_dot[j]

@@ -1,0 +1,240 @@
+"""Gated recurrent units: h[t+1] = (1 - z) n + z h[t].
+
+r, z = sigmoid(a) with a = x[t] W_ih' + b_ih + W_hh h[t] + b_hh, and
+GRU:             n = tanh(x[t] W_in' + b_in + r (W_hn h[t] + b_hn)), PyTorch's and cuDNN's;
+GRUResetBefore:  n = tanh(x[t] W_in' + b_in + W_hn (r h[t]) + b_hn), Cho et al. 2014, equation 8.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..activations import Sigmoid, Tanh, slope
+from ..elementary import sigmoid, tanh
+from ..jit import implements
+from ..simd import line
+from . import Design, Slots, adjoint, gate, gate_adjoint, gate_tangent, slots, step, tangent
+
+# n, r, z of x and r, z, n of h overlap in r and z: the n of x and that of h are not added up.
+SLOTS = Slots(x=3, first=1, gate=1, last=4)
+SLOTS_BEFORE = Slots(x=3, first=0, gate=2, last=3)  # r z n, and r h
+
+
+class GRU(NamedTuple):
+    """Packed weights (`weights.Layer`)."""
+
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    bias: np.ndarray
+
+
+class GRUResetBefore(NamedTuple):
+    """Packed weights (`weights.Layer`)."""
+
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    bias: np.ndarray
+
+
+DESIGN = Design(GRU, SLOTS, "rzn", "nrz", "rzn", has_c=False, kept="nrz")
+DESIGN_BEFORE = Design(GRUResetBefore, SLOTS_BEFORE, "rzn", "rzn", "rzn", has_c=False, kept="rzn")
+
+
+@implements(slots, GRU)
+def _gru_slots(cell):
+    return SLOTS
+
+
+@implements(slots, GRUResetBefore)
+def _gru_before_slots(cell):
+    return SLOTS_BEFORE
+
+
+@implements(step, GRU)
+def _gru_step(cell, m, at, M, j0, j1):
+    """h = n + z (h - n); n, r, z and what r multiplies stay in a."""
+    k = m.h.shape[1]
+    for b in range(M):
+        a = 4 * (at.a + b) * k
+        n, r = line(m.a, a, "a0"), line(m.a, a + k, "a1")
+        z, hn = line(m.a, a + 2 * k, "a2"), line(m.a, a + 3 * k, "a3")
+        before, h = line(m.h, (at.h + b) * k, "h"), line(m.h, (at.h_next + b) * k, "h")
+        for j in range(j0, j1):
+            r[j], z[j] = sigmoid(r[j]), sigmoid(z[j])
+        for j in range(j0, j1):  # on its own: in one loop the chain of dependent steps is too long
+            n[j] = tanh(n[j] + r[j] * hn[j])
+            h[j] = n[j] + z[j] * (before[j] - n[j])
+
+
+@implements(adjoint, GRU)
+def _gru_adjoint(cell, m, d, at, M, j0, j1):
+    """Through h = (1 - z) n + z h to n, z and h, through n to r and to what r multiplies."""
+    k = m.h.shape[1]
+    one = m.h.dtype.type(1)
+    for b in range(M):
+        a, s = 4 * (at.a + b) * k, 4 * (at.da + b) * k
+        n, r = line(m.a, a, "a0"), line(m.a, a + k, "a1")
+        z, hn = line(m.a, a + 2 * k, "a2"), line(m.a, a + 3 * k, "a3")
+        dn, dr = line(d.da, s, "da0"), line(d.da, s + k, "da1")
+        dz, dhn = line(d.da, s + 2 * k, "da2"), line(d.da, s + 3 * k, "da3")
+        h, dh = line(m.h, (at.h + b) * k, "h"), line(d.dh, (at.d + b) * k, "dh")
+        for j in range(j0, j1):
+            dn[j] = dh[j] * (one - z[j]) * (one - n[j]) * (one + n[j])
+            dz[j] = dh[j] * (h[j] - n[j]) * z[j] * (one - z[j])
+            dr[j] = dn[j] * hn[j] * r[j] * (one - r[j])
+            dhn[j] = dn[j] * r[j]
+            dh[j] *= z[j]
+
+
+@implements(gate, GRUResetBefore)
+def _gru_before_gate(cell, m, at, M, j0, j1):
+    """r h."""
+    k = m.h.shape[1]
+    for b in range(M):
+        a = 4 * (at.a + b) * k
+        r, z, rh = line(m.a, a, "a0"), line(m.a, a + k, "a1"), line(m.a, a + 3 * k, "a3")
+        h = line(m.h, (at.h + b) * k, "h")
+        for j in range(j0, j1):
+            r[j], z[j] = sigmoid(r[j]), sigmoid(z[j])
+            rh[j] = r[j] * h[j]
+
+
+@implements(step, GRUResetBefore)
+def _gru_before_step(cell, m, at, M, j0, j1):
+    """h = n + z (h - n)."""
+    k = m.h.shape[1]
+    for b in range(M):
+        a = 4 * (at.a + b) * k
+        z, n = line(m.a, a + k, "a1"), line(m.a, a + 2 * k, "a2")
+        before, h = line(m.h, (at.h + b) * k, "h"), line(m.h, (at.h_next + b) * k, "h")
+        for j in range(j0, j1):
+            n[j] = tanh(n[j])
+            h[j] = n[j] + z[j] * (before[j] - n[j])
+
+
+@implements(adjoint, GRUResetBefore)
+def _gru_before_adjoint(cell, m, d, at, M, j0, j1):
+    """Through h = (1 - z) n + z h to n, z and h."""
+    k = m.h.shape[1]
+    one = m.h.dtype.type(1)
+    for b in range(M):
+        a, s = 4 * (at.a + b) * k, 4 * (at.da + b) * k
+        z, n = line(m.a, a + k, "a1"), line(m.a, a + 2 * k, "a2")
+        dz, dn = line(d.da, s + k, "da1"), line(d.da, s + 2 * k, "da2")
+        h, dh = line(m.h, (at.h + b) * k, "h"), line(d.dh, (at.d + b) * k, "dh")
+        for j in range(j0, j1):
+            dn[j] = dh[j] * (one - z[j]) * (one - n[j]) * (one + n[j])
+            dz[j] = dh[j] * (h[j] - n[j]) * z[j] * (one - z[j])
+            dh[j] *= z[j]
+
+
+@implements(gate_adjoint, GRUResetBefore)
+def _gru_before_gate_adjoint(cell, m, d, at, M, j0, j1):
+    """Through r h to r and to h."""
+    k = m.h.shape[1]
+    one = m.h.dtype.type(1)
+    for b in range(M):
+        s = 4 * (at.da + b) * k
+        r, h = line(m.a, 4 * (at.a + b) * k, "a0"), line(m.h, (at.h + b) * k, "h")
+        dr, drh, dh = (
+            line(d.da, s, "da0"),
+            line(d.da, s + 3 * k, "da3"),
+            line(d.dh, (at.d + b) * k, "dh"),
+        )
+        for j in range(j0, j1):
+            dr[j] = drh[j] * h[j] * r[j] * (one - r[j])
+            dh[j] += drh[j] * r[j]
+
+
+@implements(tangent, GRU)
+def _gru_tangent(cell, p, at, j0, j1):
+    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' (a_n + r a_hn + hn r' a_r)."""
+    k = p.factors.shape[1]
+    h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
+    n, r = line(p.a, at.a, "a0"), line(p.a, at.a + k, "a1")
+    z, hn = line(p.a, at.a + 2 * k, "a2"), line(p.a, at.a + 3 * k, "a3")
+    by_h, by_z = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
+    by_n, by_r = line(p.factors, 2 * k, "factors"), line(p.factors, 3 * k, "factors")
+    by_hn = line(p.factors, 4 * k, "factors")
+    for j in range(j0, j1):
+        by_r[j] = slope(Sigmoid(), r[j]) * hn[j]
+        r[j] = sigmoid(r[j])
+    for j in range(j0, j1):
+        by_n[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
+    for j in range(j0, j1):
+        by_z[j] = slope(Sigmoid(), z[j])
+    for j in range(j0, j1):
+        z[j] = sigmoid(z[j])
+        n[j] += r[j] * hn[j]
+    for j in range(j0, j1):
+        by_n[j] *= slope(Tanh(), n[j])
+    for j in range(j0, j1):
+        n[j] = tanh(n[j])
+        h[j] = n[j] + z[j] * (before[j] - n[j])
+    for j in range(j0, j1):
+        by_z[j] *= before[j] - n[j]
+    for j in range(j0, j1):
+        by_h[j] = z[j]
+    for j in range(j0, j1):
+        by_r[j] *= by_n[j]
+    for j in range(j0, j1):
+        by_hn[j] = by_n[j] * r[j]
+    for row in range(1, at.rows):
+        a = at.a + row * at.wide
+        n_dot, r_dot = line(p.a, a, "a0"), line(p.a, a + k, "a1")
+        z_dot, hn_dot = line(p.a, a + 2 * k, "a2"), line(p.a, a + 3 * k, "a3")
+        h_dot = line(p.after, at.after + row * at.stride, "h")
+        h_dot_before = line(p.now, at.now + row * at.stride, "h")
+        for j in range(j0, j1):
+            h_dot[j] = (
+                by_h[j] * h_dot_before[j]
+                + by_z[j] * z_dot[j]
+                + by_n[j] * n_dot[j]
+                + by_hn[j] * hn_dot[j]
+                + by_r[j] * r_dot[j]
+            )
+
+
+@implements(gate_tangent, GRUResetBefore)
+def _gru_before_gate_tangent(cell, p, at, j0, j1):
+    """(r h)_dot = r h_dot + h r' a_r."""
+    k = p.factors.shape[1]
+    h, r = line(p.now, at.now, "h"), line(p.a, at.a, "a0")
+    rh, by_r = line(p.a, at.a + 3 * k, "a3"), line(p.factors, 0, "factors")
+    for j in range(j0, j1):
+        by_r[j] = slope(Sigmoid(), r[j]) * h[j]
+        r[j] = sigmoid(r[j])
+        rh[j] = r[j] * h[j]
+    for row in range(1, at.rows):
+        a = at.a + row * at.wide
+        r_dot, rh_dot = line(p.a, a, "a0"), line(p.a, a + 3 * k, "a3")
+        h_dot = line(p.now, at.now + row * at.stride, "h")
+        for j in range(j0, j1):
+            rh_dot[j] = r[j] * h_dot[j] + by_r[j] * r_dot[j]
+
+
+@implements(tangent, GRUResetBefore)
+def _gru_before_tangent(cell, p, at, j0, j1):
+    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' a_n."""
+    k = p.factors.shape[1]
+    h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
+    z, n = line(p.a, at.a + k, "a1"), line(p.a, at.a + 2 * k, "a2")
+    by_z, by_n = line(p.factors, k, "factors"), line(p.factors, 2 * k, "factors")
+    for j in range(j0, j1):
+        by_n[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
+    for j in range(j0, j1):
+        by_n[j] *= slope(Tanh(), n[j])
+    for j in range(j0, j1):
+        by_z[j] = slope(Sigmoid(), z[j])
+    for j in range(j0, j1):
+        z[j], n[j] = sigmoid(z[j]), tanh(n[j])
+        h[j] = n[j] + z[j] * (before[j] - n[j])
+    for j in range(j0, j1):
+        by_z[j] *= before[j] - n[j]
+    for row in range(1, at.rows):
+        a = at.a + row * at.wide
+        z_dot, n_dot = line(p.a, a + k, "a1"), line(p.a, a + 2 * k, "a2")
+        h_dot = line(p.after, at.after + row * at.stride, "h")
+        h_dot_before = line(p.now, at.now + row * at.stride, "h")
+        for j in range(j0, j1):
+            h_dot[j] = z[j] * h_dot_before[j] + by_z[j] * z_dot[j] + by_n[j] * n_dot[j]

@@ -1,0 +1,144 @@
+"""Long short-term memory: c[t+1] = f c[t] + i g, h[t+1] = o tanh(c[t+1]).
+
+i, f, o = sigmoid(a), g = tanh(a), a = x[t] W_ih' + b_ih + W_hh h[t] + b_hh.
+Hochreiter and Schmidhuber 1997; Gers et al. 2000 (f); in PyTorch's notation (torch.nn.LSTM).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..activations import Sigmoid, Tanh, slope
+from ..elementary import sigmoid, tanh
+from ..jit import implements
+from ..simd import line
+from . import Design, Slots, adjoint, slots, step, tangent
+
+SLOTS = Slots(x=4, first=0, gate=0, last=4)  # i f g o
+
+
+class LSTM(NamedTuple):
+    """Packed weights (`weights.Layer`)."""
+
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    bias: np.ndarray
+
+
+DESIGN = Design(LSTM, SLOTS, "ifgo", "ifgo", "ifgo", has_c=True, kept="ifgo")
+
+
+@implements(slots, LSTM)
+def _lstm_slots(cell):
+    return SLOTS
+
+
+@implements(step, LSTM)
+def _lstm_step(cell, m, at, M, j0, j1):
+    """c = f c + i g, h = o tanh(c); the gates stay in a."""
+    n = m.h.shape[1]
+    for b in range(M):
+        a = 4 * (at.a + b) * n
+        i, f = line(m.a, a, "a0"), line(m.a, a + n, "a1")
+        g, o = line(m.a, a + 2 * n, "a2"), line(m.a, a + 3 * n, "a3")
+        for j in range(j0, j1):
+            i[j], f[j], g[j], o[j] = sigmoid(i[j]), sigmoid(f[j]), tanh(g[j]), sigmoid(o[j])
+    # Rows anew: in one loop the processor cannot look past a chain of two transcendentals.
+    for b in range(M):
+        a = 4 * (at.a + b) * n
+        i, f = line(m.a, a, "a0"), line(m.a, a + n, "a1")
+        g, o = line(m.a, a + 2 * n, "a2"), line(m.a, a + 3 * n, "a3")
+        c_before, c = line(m.c, (at.c + b) * n, "c"), line(m.c, (at.c_next + b) * n, "c")
+        h = line(m.h, (at.h_next + b) * n, "h")
+        for j in range(j0, j1):
+            c[j] = f[j] * c_before[j] + i[j] * g[j]
+            h[j] = o[j] * tanh(c[j])
+
+
+@implements(adjoint, LSTM)
+def _lstm_adjoint(cell, m, d, at, M, j0, j1):
+    """dc += dh o (1 - tanh² c); each da is what reaches its gate times the slope; dc <- dc f."""
+    n = m.h.shape[1]
+    zero, one = m.h.dtype.type(0), m.h.dtype.type(1)
+    for b in range(M):
+        c, do = line(m.c, (at.c_next + b) * n, "c"), line(d.da, (4 * (at.da + b) + 3) * n, "da3")
+        for j in range(j0, j1):
+            do[j] = tanh(c[j])
+    for b in range(M):
+        o, do = (
+            line(m.a, (4 * (at.a + b) + 3) * n, "a3"),
+            line(d.da, (4 * (at.da + b) + 3) * n, "da3"),
+        )
+        dh, dc = line(d.dh, (at.d + b) * n, "dh"), line(d.dc, (at.d + b) * n, "dc")
+        for j in range(j0, j1):
+            tanh_c = do[j]
+            dc[j] += dh[j] * o[j] * (one - tanh_c) * (one + tanh_c)
+            do[j] = dh[j] * tanh_c * o[j] * (one - o[j])
+            dh[j] = zero
+    if d.step_c.shape[0] > 0:
+        for b in range(M):
+            dc, record = line(d.dc, (at.d + b) * n, "dc"), line(d.step_c, (at.step + b) * n, "step")
+            for j in range(j0, j1):
+                record[j] = dc[j]
+    for b in range(M):
+        a, s = 4 * (at.a + b) * n, 4 * (at.da + b) * n
+        i, f, g = line(m.a, a, "a0"), line(m.a, a + n, "a1"), line(m.a, a + 2 * n, "a2")
+        di, df, dg = line(d.da, s, "da0"), line(d.da, s + n, "da1"), line(d.da, s + 2 * n, "da2")
+        c, dc = line(m.c, (at.c + b) * n, "c"), line(d.dc, (at.d + b) * n, "dc")
+        for j in range(j0, j1):
+            di[j] = dc[j] * g[j] * i[j] * (one - i[j])
+            df[j] = dc[j] * c[j] * f[j] * (one - f[j])
+            dg[j] = dc[j] * i[j] * (one - g[j]) * (one + g[j])
+            dc[j] *= f[j]
+
+
+@implements(tangent, LSTM)
+def _lstm_tangent(cell, p, at, j0, j1):
+    """c_dot = f c_dot + c f' a_f + g i' a_i + i g' a_g, h_dot = tanh(c) o' a_o + o tanh' c_dot."""
+    n = p.factors.shape[1]
+    h, c = line(p.after, at.after, "h"), line(p.after, at.after + n, "c")
+    before = line(p.now, at.now + n, "c")
+    i, f = line(p.a, at.a, "a0"), line(p.a, at.a + n, "a1")
+    g, o = line(p.a, at.a + 2 * n, "a2"), line(p.a, at.a + 3 * n, "a3")
+    by_c, by_f = line(p.factors, 0, "factors"), line(p.factors, n, "factors")
+    by_i, by_g = line(p.factors, 2 * n, "factors"), line(p.factors, 3 * n, "factors")
+    by_o, by_h = line(p.factors, 4 * n, "factors"), line(p.factors, 5 * n, "factors")
+    for j in range(j0, j1):
+        by_i[j] = slope(Sigmoid(), i[j])
+    for j in range(j0, j1):
+        by_f[j] = slope(Sigmoid(), f[j]) * before[j]
+    for j in range(j0, j1):
+        by_g[j] = slope(Tanh(), g[j])
+    for j in range(j0, j1):
+        by_o[j] = slope(Sigmoid(), o[j])
+    for j in range(j0, j1):
+        i[j], f[j], g[j], o[j] = sigmoid(i[j]), sigmoid(f[j]), tanh(g[j]), sigmoid(o[j])
+        c[j] = f[j] * before[j] + i[j] * g[j]
+    for j in range(j0, j1):
+        by_i[j] *= g[j]
+    for j in range(j0, j1):
+        by_g[j] *= i[j]
+    for j in range(j0, j1):
+        by_c[j] = f[j]
+    for j in range(j0, j1):
+        by_h[j] = o[j] * slope(Tanh(), c[j])
+        h[j] = tanh(c[j])
+    for j in range(j0, j1):
+        by_o[j] *= h[j]
+        h[j] *= o[j]
+    for r in range(1, at.rows):
+        h_dot, c_dot = (
+            line(p.after, at.after + r * at.stride, "h"),
+            line(p.after, at.after + r * at.stride + n, "c"),
+        )
+        c_dot_before, a = line(p.now, at.now + r * at.stride + n, "c"), at.a + r * at.wide
+        i_dot, f_dot = line(p.a, a, "a0"), line(p.a, a + n, "a1")
+        g_dot, o_dot = line(p.a, a + 2 * n, "a2"), line(p.a, a + 3 * n, "a3")
+        for j in range(j0, j1):
+            c_dot[j] = (
+                by_c[j] * c_dot_before[j]
+                + by_f[j] * f_dot[j]
+                + by_i[j] * i_dot[j]
+                + by_g[j] * g_dot[j]
+            )
+            h_dot[j] = by_o[j] * o_dot[j] + by_h[j] * c_dot[j]

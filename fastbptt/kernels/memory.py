@@ -1,0 +1,54 @@
+"""Arrays that begin on a cache line, in memory that is used again.
+
+What the allocator gives back to the system comes again page by page, each filled with zeros: at
+B = 1, H = 64 that was a third of a train step.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+_LINE = 64  # bytes of a cache line
+_MOST_IDLE = 1 << 26  # bytes kept for the next call
+
+_idle: dict[int, np.ndarray] = {}  # each of its operations is atomic: no lock, and safe to fork
+
+
+class _Block:
+    """Memory that an array stands on; with the last view of that array it becomes idle."""
+
+    def __init__(self, raw: np.ndarray, interface: dict[str, Any]) -> None:
+        self._raw, self.__array_interface__ = raw, interface
+
+    def __del__(self) -> None:
+        if self._raw.nbytes > _MOST_IDLE:
+            return
+        _idle[id(self._raw)] = self._raw
+        while sum(raw.nbytes for raw in list(_idle.values())) > _MOST_IDLE:
+            _idle.pop(next(iter(_idle), 0), None)  # the oldest
+
+
+def _raw(size: int) -> np.ndarray:
+    """So many bytes, idle ones if there are."""
+    for key, raw in list(_idle.items()):
+        if raw.nbytes == size and _idle.pop(key, None) is not None:
+            return raw
+    return np.empty(size, np.uint8)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that begins on a cache line: a register across two costs double."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return np.empty(shape, dtype)
+    raw = _raw(-(-size // 4096) * 4096 + _LINE)
+    start = raw.__array_interface__["data"][0]
+    interface = {
+        "shape": tuple(map(int, shape)),
+        "typestr": dtype.str,
+        "data": (start + -start % _LINE, False),
+        "version": 3,
+    }
+    return np.asarray(_Block(raw, interface))

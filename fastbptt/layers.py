@@ -1,0 +1,195 @@
+"""One layer in one direction: its forward pass, and back-propagation through it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import checks
+from .kernels.cells import Adjoints, Memory
+from .kernels.memory import aligned
+from .kernels.panels import bias_gradient, gradient_scratch, padded, weight_gradient
+from .kernels.simd import VECTORS, lanes
+from .kernels.sweeps import CHUNK_ROWS, backward, forward
+from .sequences import Sequences
+from .threads import share
+from .weights import Layer
+
+# Of da in one chunk: long enough that handing out the work costs little, short enough for L3.
+_CHUNK_BYTES = 1 << 21
+
+
+def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
+    """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
+    return max(1, _CHUNK_BYTES // (max(N, 1) * width * dtype.itemsize))
+
+
+class LayerGradients(NamedTuple):
+    """What `LayerPass.backward` returns."""
+
+    parameters: tuple[np.ndarray, ...]  # of w_ih, w_hh, bias_ih, bias_hh
+    x: np.ndarray  # (S,Ip), no rows if not wanted
+    state: tuple[np.ndarray, ...]  # (B,H) each
+    steps: tuple[
+        np.ndarray, ...
+    ]  # (S,Hp) each: dL/d h (and c) of every step; no rows if not wanted
+
+
+class _Product(NamedTuple):
+    """One weight gradient: gradient += da[:, column:]' b[:, k0 : k0 + K]."""
+
+    column: int
+    b: np.ndarray
+    k0: int
+    K: int
+    gradient: np.ndarray
+
+
+class LayerPass:
+    """A forward pass over x (S,I..), whose rows lie as `sequences` says.
+
+    Attributes
+    ----------
+    h : ndarray (N+S,Hp)
+        All states; `c` likewise if `keep`.
+    state : tuple of ndarray (B,H)
+        The last of each sequence.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        x: np.ndarray,
+        sequences: Sequences,
+        state: tuple[np.ndarray, ...],
+        keep: bool,
+    ) -> None:
+        design, dtype, H = layer.design, layer.dtype, layer.hidden_size
+        N, S, T = sequences.N, sequences.S, sequences.longest
+        Hp = padded(H, dtype)
+        width = design.slots.width * Hp
+        kept = keep and bool(design.kept)
+        h = aligned((N + S, Hp), dtype)
+        h[:N] = sequences.begin(state[0], Hp)
+        c = aligned(((N + S if kept else 2 * N) if design.has_c else 0, Hp), dtype)
+        if design.has_c:
+            c[:N] = sequences.begin(state[1], Hp)
+        a = aligned((S if kept else 0, width), dtype)
+        x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
+
+        steps = 16 * _chunk_steps(N, width, dtype)  # some tens of ms: Ctrl-C is heard between them
+        for t0 in range(0, T, steps):
+            t1 = min(t0 + steps, T)
+
+            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> None:
+                own = a if kept else aligned((max(1, CHUNK_ROWS // (b1 - b0)) * N, width), dtype)
+                forward(cell, x, Memory(h, c, own, kept), starts, lanes(dtype), (t0, t1, b0, b1))
+
+            share(rows, sequences.lengths, self._cost(layer, sequences, t0, t1))
+        self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
+        self._x, self._a, self._kept = x, a, kept
+        self.state: tuple[np.ndarray, ...] = (sequences.end(h, H),)
+        if design.has_c:
+            self.state += (sequences.end(c, H, halves=not kept),)
+
+    @staticmethod
+    def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
+        """Multiply-adds of the steps t0 .. t1-1."""
+        n = int(sequences.starts[t1 + 1] - sequences.starts[t0 + 1])
+        H = layer.hidden_size
+        return n * len(layer.design.gates) * H * (layer.input_size + H)
+
+    def backward(
+        self,
+        dy: np.ndarray,
+        d_state: tuple[np.ndarray, ...],
+        input_gradient: bool,
+        per_step: bool,
+    ) -> LayerGradients:
+        """BPTT: from dy (S,Hp), zeros in its padding, and d_state (B,H) each."""
+        layer, sequences = self.layer, self.sequences
+        design, dtype, slots = layer.design, layer.dtype, layer.design.slots
+        H, I = layer.hidden_size, layer.input_size
+        N, S, starts = sequences.N, sequences.S, sequences.starts
+        Hp = self.h.shape[1]
+        wide, panel = slots.width * Hp, VECTORS * lanes(dtype)
+        dh = sequences.ended(d_state[0], Hp)
+        pieces, last = sequences.last_steps()
+        dh[pieces] += dy[last]
+        dc = sequences.ended(d_state[1], Hp) if design.has_c else aligned((0, Hp), dtype)
+        dx = aligned((S if input_gradient else 0, padded(I, dtype)), dtype)
+        step_h = aligned((S if per_step else 0, Hp), dtype)
+        step_c = aligned((S if per_step and design.has_c else 0, Hp), dtype)
+
+        def gradient(first: int, last: int, K: int) -> np.ndarray:
+            return np.zeros(((last - first) * Hp, -(-K // panel) * panel), dtype)
+
+        dw_ih = gradient(0, slots.x, I)
+        dw_hh = gradient(slots.first, slots.last, H)
+        from_h = slots.gate if slots.gate > slots.first else slots.last
+        split = (from_h - slots.first) * Hp
+        db, partial = np.zeros(slots.last * Hp, dtype), np.empty(slots.last * Hp, dtype)
+        steps = _chunk_steps(N, wide, dtype)
+        longest = sequences.longest
+        chunk = aligned((min(steps, longest) * N, wide), dtype)
+        memory = Memory(self.h, self.c, self._a, self._kept)
+        cell, dy = layer.adjoint_cell, checks.read_only(dy)
+        for t1 in range(longest, 0, -steps):
+            t0 = max(0, t1 - steps)
+            s0, s1 = int(starts[t0 + 1]) - N, int(starts[t1 + 1]) - N
+            da = chunk[: s1 - s0]
+            d = Adjoints(dh, dc, da, dx, step_h, step_c)
+
+            def rows(b0: int, b1: int, d: Adjoints = d, t0: int = t0, t1: int = t1) -> None:
+                span = (t0, t1, b0, b1)
+                backward(cell, dy, memory, d, starts, lanes(dtype), span)
+
+            cost = self._cost(layer, sequences, t0, t1)
+            share(rows, sequences.lengths, cost)
+            before = checks.read_only(self.h[sequences.before(t0, t1)])
+            products = [
+                _Product(slots.first * Hp, before, 0, H, dw_hh[:split]),
+                _Product(0, self._x[s0:s1], 0, I, dw_ih),
+            ]
+            if split < len(dw_hh):
+                gated = checks.read_only(self._a[s0:s1])
+                column = slots.gate * Hp
+                products.append(_Product(column, gated, slots.last * Hp, H, dw_hh[split:]))
+            _weight_gradients(da, products, db, partial, cost)
+        return LayerGradients(
+            layer.parameter_gradients(dw_ih, dw_hh, db),
+            dx,
+            tuple(sequences.begun(y, H) for y in ((dh, dc) if design.has_c else (dh,))),
+            (step_h, step_c) if design.has_c else (step_h,),
+        )
+
+    def inside(self) -> dict[str, np.ndarray]:
+        """Rows (S,Hp) of h and, where the cell keeps them, of c and each gate."""
+        N, Hp, design = self.sequences.N, self.h.shape[1], self.layer.design
+        rows = {"h": self.h[N:]}
+        if design.has_c:
+            rows["c"] = self.c[N:]
+        return rows | {
+            letter: self._a[:, s * Hp : (s + 1) * Hp] for s, letter in enumerate(design.kept)
+        }
+
+
+def _weight_gradients(
+    da: np.ndarray, products: list[_Product], db: np.ndarray, partial: np.ndarray, cost: float
+) -> None:
+    """Add da's share to every weight gradient and to db; threads share panels of the output."""
+    panel = VECTORS * lanes(da.dtype)
+    counts = [product.gradient.shape[1] // panel for product in products]
+
+    def sums(first: int, last: int) -> None:
+        scratch = gradient_scratch(last - first, da.dtype)
+        origin = 0
+        for product, count in zip(products, counts, strict=True):
+            p0, p1 = (min(max(p - origin, 0), count) for p in (first, last))
+            column, b, k0, K, gradient = product
+            if p1 > p0:
+                weight_gradient(da, column, b, k0, K, gradient, p0, p1, scratch)
+            origin += count
+        if first == 0:
+            bias_gradient(da, db, partial)
+
+    share(sums, np.ones(sum(counts)), cost)

@@ -1,0 +1,151 @@
+"""How the sequences of a batch lie in the rows that kernels read (kernels/sweeps.py).
+
+Rows exist for steps that exist: what pads a ragged batch is neither computed nor read.  A reset
+cuts a sequence into pieces that are sequences of their own, and the reverse direction reads each
+from its end; so kernels know of neither.
+"""
+
+import numpy as np
+
+from .kernels.memory import aligned
+
+
+class Sequences:
+    """B sequences of up to T steps, read in one direction.
+
+    Parameters
+    ----------
+    T, B : int
+    lengths : ndarray of int (B,), optional
+        T each if None.
+    reset : ndarray of bool (T,B), optional
+        Where the carried state is zeroed before a step; nowhere if None.
+    reverse : bool
+        Whether each sequence is read from its last step to its first.
+
+    Attributes
+    ----------
+    N, S, longest : int
+        Pieces, steps of them all, and steps of the longest.
+    lengths : ndarray of int (N,)
+        Steps of each piece, longest first.
+    starts : ndarray of int (longest + 2,)
+        First row of each state (kernels/sweeps.py).
+    """
+
+    def __init__(
+        self,
+        T: int,
+        B: int,
+        lengths: np.ndarray | None = None,
+        reset: np.ndarray | None = None,
+        reverse: bool = False,
+    ) -> None:
+        self.T, self.B, self.reverse = T, B, reverse
+        self.dense = lengths is None and reset is None
+        if self.dense:
+            self.N, self.longest, self.S = B, T, T * B
+            self.starts = np.arange(T + 2) * B
+            self.lengths = np.full(B, T)
+            self._begins = self._ends = np.arange(B)
+            return
+        until = np.full(B, T) if lengths is None else lengths
+        row, start, length = _pieces(until, reset)
+        order = np.argsort(-length, kind="stable")
+        row, start, length = row[order], start[order], length[order]
+        self.N, self.S = row.size, int(length.sum())
+        self.longest = int(length.max(initial=0))
+        counts = np.searchsorted(-length, -np.arange(self.longest), side="left")
+        self.starts = np.concatenate([[0, self.N], self.N + np.cumsum(counts)])
+        self.lengths = length
+        # The flat (T·B) row of x of each step: pieces in order within each step.
+        step = np.repeat(np.arange(self.longest), counts)
+        piece = np.arange(self.S) - np.repeat(self.starts[1:-1] - self.N, counts)
+        time = start[piece] + (length[piece] - 1 - step if reverse else step)
+        self._flat = time * B + row[piece]
+        # The piece that begins with the given state, none where a reset comes first; and the last.
+        at_first, at_last = start == 0, start + length == until[row]
+        begins, ends = (at_last, at_first) if reverse else (at_first, at_last)
+        if reset is not None and T:
+            begins = begins & ~(reset[0, row] & (length > 0)) if not reverse else begins
+        self._begins, self._ends = _piece_of(begins, row, B), _piece_of(ends, row, B)
+
+    def gather(self, y: np.ndarray) -> np.ndarray:
+        """y (T,B,F), of any strides, -> contiguous (S,F); a view where it can be."""
+        F = y.shape[2]
+        if not self.dense:
+            flat = y.reshape(-1, F) if y.flags.c_contiguous else np.ascontiguousarray(y)
+            return np.take(flat.reshape(-1, F), self._flat, axis=0)
+        return np.ascontiguousarray(y[::-1] if self.reverse else y).reshape(-1, F)
+
+    def scatter(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """out (T,B,F) <- rows (S,F'), F' >= F; where no step is, out stays."""
+        T, B, F = out.shape
+        if self.dense:
+            steps = rows.reshape(T, B, -1)[:, :, :F] if rows.size else rows.reshape(T, B, F)
+            out[...] = steps[::-1] if self.reverse else steps
+        else:
+            t, b = np.divmod(self._flat, max(B, 1))
+            out[t, b] = rows[:, :F]
+
+    def begin(self, state: np.ndarray, width: int) -> np.ndarray:
+        """state (B,H) -> (N,width): what each piece begins with, zeros in the padding."""
+        first = np.zeros((self.N, width), state.dtype)
+        known = self._begins >= 0
+        first[self._begins[known], : state.shape[1]] = state[known]
+        return first
+
+    def begun(self, first: np.ndarray, H: int) -> np.ndarray:
+        """The adjoint of `begin`: (N,width) -> (B,H)."""
+        state = first[self._begins, :H]
+        state[self._begins < 0] = 0
+        return state
+
+    def end(self, states: np.ndarray, H: int, halves: bool = False) -> np.ndarray:
+        """states (N+S,.), (2N,.) if `halves`, -> (B,H): the last of each sequence."""
+        steps = self.lengths[self._ends]
+        return states[(steps % 2 * self.N if halves else self.starts[steps]) + self._ends, :H]
+
+    def ended(self, state: np.ndarray, width: int) -> np.ndarray:
+        """The adjoint of `end`: state (B,H) -> (N,width), for the last state of each piece."""
+        last = aligned((self.N, width), state.dtype)
+        last[:] = 0
+        last[self._ends, : state.shape[1]] = state
+        return last
+
+    def last_steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces that have steps, and the row of the last step of each."""
+        pieces = np.flatnonzero(self.lengths)
+        return pieces, self.starts[self.lengths[pieces]] + pieces - self.N
+
+    def before(self, t0: int, t1: int) -> np.ndarray | slice:
+        """The rows of the states that the steps t0 .. t1-1 begin with."""
+        starts = self.starts
+        if self.dense:
+            return slice(starts[t0], starts[t1])
+        counts = np.diff(starts[t0 + 1 : t1 + 2])
+        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(starts[t0:t1], counts) + inside
+
+
+def _pieces(
+    until: np.ndarray, reset: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sequence, the first step and the steps of each piece."""
+    B = until.size
+    cuts = np.zeros((0, B), bool) if reset is None else reset
+    t, b = np.nonzero(cuts[1:] & (np.arange(1, max(len(cuts), 1))[:, None] < until))
+    row = np.concatenate([np.arange(B), b])
+    start = np.concatenate([np.zeros(B, np.int64), t + 1])
+    order = np.lexsort((start, row))
+    row, start = row[order], start[order]
+    following = np.append(start[1:], 0)
+    last = np.append(row[1:] != row[:-1], True) if row.size else np.zeros(0, bool)
+    return row, start, np.where(last, until[row], following) - start
+
+
+def _piece_of(chosen: np.ndarray, row: np.ndarray, B: int) -> np.ndarray:
+    """(B,): the piece of each sequence that is chosen, -1 where none is."""
+    pieces = np.full(B, -1)
+    pieces[row[chosen]] = np.flatnonzero(chosen)
+    return pieces
