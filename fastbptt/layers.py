@@ -7,7 +7,14 @@ import numpy as np
 from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.memory import aligned
-from .kernels.panels import bias_gradient, gradient_scratch, padded, weight_gradient
+from .kernels.panels import (
+    GRADIENT_ROWS,
+    TURNED,
+    bias_gradient,
+    gradient_scratch,
+    padded,
+    weight_gradient,
+)
 from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, backward, forward
 from .sequences import Sequences
@@ -20,7 +27,8 @@ _CHUNK_BYTES = 1 << 21
 
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
-    return max(1, _CHUNK_BYTES // (max(N, 1) * width * dtype.itemsize))
+    bytes_a_step = max(N, 1) * width * dtype.itemsize
+    return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
 
 
 class LayerGradients(NamedTuple):
@@ -176,20 +184,22 @@ class LayerPass:
 def _weight_gradients(
     da: np.ndarray, products: list[_Product], db: np.ndarray, partial: np.ndarray, cost: float
 ) -> None:
-    """Add da's share to every weight gradient and to db; threads share panels of the output."""
-    panel = VECTORS * lanes(da.dtype)
-    counts = [product.gradient.shape[1] // panel for product in products]
+    """Add da's share to every weight gradient and to db; threads share the units, which are da's.
+
+    So each reads some columns of da, which is wide, and all of the narrow b.
+    """
+    counts = [-(-len(product.gradient) // TURNED) for product in products]
 
     def sums(first: int, last: int) -> None:
-        scratch = gradient_scratch(last - first, da.dtype)
+        packed = gradient_scratch(da.dtype)
         origin = 0
         for product, count in zip(products, counts, strict=True):
-            p0, p1 = (min(max(p - origin, 0), count) for p in (first, last))
+            i0, i1 = (min(max(i - origin, 0), count) * TURNED for i in (first, last))
             column, b, k0, K, gradient = product
-            if p1 > p0:
-                weight_gradient(da, column, b, k0, K, gradient, p0, p1, scratch)
+            if i1 > i0:
+                weight_gradient(da, column + i0, b, k0, K, gradient[i0:i1], packed)
             origin += count
         if first == 0:
             bias_gradient(da, db, partial)
 
-    share(sums, np.ones(sum(counts)), cost)
+    share(sums, np.repeat([product.K for product in products], counts), cost)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .kernels.cells import Design
 from .kernels.memory import aligned
-from .kernels.panels import BLOCK, pack, padded
+from .kernels.panels import BLOCK, pack, pack_transposed, padded
 from .kernels.simd import lanes
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -32,6 +32,8 @@ def pack_slots(gates: list[np.ndarray]) -> list[np.ndarray]:
 
 def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     """Packed parts, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     total = aligned((sum(part.size for part in parts),), dtype)
     np.concatenate(parts, out=total)
     return total
@@ -95,20 +97,12 @@ class Layer:
         """What a backward step reads: W' for each product, zeros for the bias."""
         slots, H = self.design.slots, self.hidden_size
         Hp, Ip = padded(H, self.dtype), padded(self.input_size, self.dtype)
-
-        def transposed(gates: list[np.ndarray]) -> np.ndarray:
-            """Gates (H,K) each -> the panels of (K, gates·Hp)."""
-            wide = np.zeros((gates[0].shape[1], len(gates), Hp), self.dtype)
-            for s, gate in enumerate(gates):
-                wide[:, s, :H] = gate.T
-            return pack(wide.reshape(wide.shape[0], -1))
-
         x = self._gates(self._w_ih, self.design.x_gates)
         h = self._gates(self._w_hh, self.design.h_gates)
         gate = slots.gate - slots.first
-        w_hh = [transposed(gates) for gates in (h[:gate], h[gate:]) if gates]
+        w_hh = [pack_transposed(gates) for gates in (h[:gate], h[gate:]) if gates]
         zeros = np.zeros(max(slots.last * Hp, Ip), self.dtype)
-        return self.make(_joined([transposed(x)], self.dtype), _joined(w_hh, self.dtype), zeros)
+        return self.make(pack_transposed(x), _joined(w_hh, self.dtype), zeros)
 
     def parameter_gradients(
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 _LINE = 64  # bytes of a cache line
-_MOST_IDLE = 1 << 26  # bytes kept for the next call
+_MOST_IDLE = 1 << 28  # bytes kept for the next call
 
 _idle: dict[int, np.ndarray] = {}  # each of its operations is atomic: no lock, and safe to fork
 

@@ -5,6 +5,7 @@ weights of its outputs n, so that a tile reads forwards only.  N is padded with 
 of the register; where that leaves one register over, the last panel is one register wide.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from .memory import aligned
 from .simd import PANELS, ROWS, VECTORS, copy_run, lanes, rows, shifted, tile
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
-GRADIENT_ROWS = 256  # rows of one partial sum: a packed panel of them, 32 KB, stays in L1
+GROUP = 16  # panels of b packed at once: half of L2
+TURNED = 2 * ROWS  # columns of da packed at once: a cache line of them in float32
+GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
 
 
 def padded(n: int, dtype: Any) -> int:
@@ -37,10 +40,30 @@ def pack(weights: np.ndarray) -> np.ndarray:
     return panels
 
 
-def gradient_scratch(count: int, dtype: Any) -> np.ndarray:
-    """What `weight_gradient` of so many panels packs into: them, and a tile of columns of da."""
+def pack_transposed(gates: Sequence[np.ndarray]) -> np.ndarray:
+    """The panels of W' (K,gates·Hp) from gates W (H,K) each; zeros from H to Hp = padded(H).
+
+    What a panel holds lies next to each other in W: nothing is turned round on the way.
+    """
+    H, K = gates[0].shape
+    dtype = gates[0].dtype
+    Hp, panel = padded(H, dtype), VECTORS * lanes(dtype)
+    rows = len(gates) * Hp
+    panels = aligned((padded(K, dtype) * rows,), dtype)
+    k0 = K // panel * panel
+    whole = panels[: k0 * rows].reshape(-1, len(gates), Hp, panel)
+    rest = panels[k0 * rows :].reshape(len(gates), Hp, -1)
+    whole[:, :, H:] = rest[:, H:] = rest[:, :, K - k0 :] = 0
+    for s, gate in enumerate(gates):
+        whole[:, s, :H] = gate[:, :k0].reshape(H, -1, panel).swapaxes(0, 1)
+        rest[s, :H, : K - k0] = gate[:, k0:]
+    return panels
+
+
+def gradient_scratch(dtype: Any) -> np.ndarray:
+    """What `weight_gradient` packs into: some panels of b, and some columns of da."""
     panel = VECTORS * lanes(dtype)
-    return aligned((count + -(-ROWS // panel), GRADIENT_ROWS, panel), dtype)
+    return aligned((GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel), dtype)
 
 
 # Names and not a table: Numba sees intrinsics as globals only.
@@ -54,7 +77,7 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
 )
-_copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=ROWS)
+_copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 
 
 @kernel
@@ -162,10 +185,10 @@ def panel_matmul(A, M, W, K, width, N, S, C):
 
 
 @kernel
-def weight_gradient(da, i0, b, k0, K, gradient, first, last, packed):
-    """gradient[i,j] += sum_s da[s,i0+i] b[s,k0+j] for the panels first <= p < last of j.
+def weight_gradient(da, i0, b, k0, K, gradient, packed):
+    """gradient[i,j] += sum_s da[s,i0+i] b[s,k0+j], j < K.
 
-    da (S,.), b (S,.), gradient (., K in whole panels); packed: `gradient_scratch(last - first)`.
+    da (S,.), b (S,.), gradient (., K in whole panels), packed as `gradient_scratch` makes it.
     Both operands are packed: rows a power of two apart fall into one set of L1.
     Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
     """
@@ -174,32 +197,38 @@ def weight_gradient(da, i0, b, k0, K, gradient, first, last, packed):
     count, Kp = gradient.shape
     panel = packed.shape[2]
     size = GRADIENT_ROWS * panel
-    turned = rows(packed, (last - first) * size, ROWS)
+    turned = rows(packed, GROUP * size, TURNED)
     for s0 in range(0, S, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, S - s0)
-        for p in range(last - first):
-            j = (first + p) * panel
-            if j + panel <= K:
-                for s in range(n):
-                    target = rows(packed, p * size + s * panel, panel)
-                    _copy_panel_row(rows(b, (s0 + s) * b_stride + k0 + j, 0), target)
-            else:
-                packed[p, :n] = 0
-                for s in range(n):
-                    for i in range(K - j):
-                        packed[p, s, i] = b[s0 + s, k0 + j + i]
-        for i in range(0, count, ROWS):
-            if i0 + i + ROWS <= a_stride:
-                for s in range(n):
-                    source = rows(da, (s0 + s) * a_stride + i0 + i, 0)
-                    _copy_tile_row(source, shifted(turned, s * ROWS, ROWS))
-                a = turned
-            else:
-                a = rows(da, s0 * a_stride + i0 + i, a_stride)
-            for p in range(last - first):
-                c = rows(gradient, i * Kp + (first + p) * panel, Kp)
-                w = rows(packed, p * size, panel)
-                _turned_tile(min(ROWS, count - i), a, w, n, c, c)
+        for p0 in range(0, Kp // panel, GROUP):
+            group = min(GROUP, Kp // panel - p0)
+            for p in range(group):
+                j = (p0 + p) * panel
+                if j + panel <= K:
+                    for s in range(n):
+                        target = rows(packed, p * size + s * panel, panel)
+                        _copy_panel_row(rows(b, (s0 + s) * b_stride + k0 + j, 0), target)
+                else:
+                    packed[p, :n] = 0
+                    for s in range(n):
+                        for i in range(K - j):
+                            packed[p, s, i] = b[s0 + s, k0 + j + i]
+            for i in range(0, count, TURNED):
+                if i0 + i + TURNED <= a_stride:
+                    for s in range(n):
+                        source = rows(da, (s0 + s) * a_stride + i0 + i, 0)
+                        _copy_tile_row(source, shifted(turned, s * TURNED, 0))
+                    a = turned
+                else:
+                    a = rows(da, s0 * a_stride + i0 + i, a_stride)
+                for r in range(0, min(TURNED, count - i), ROWS):
+                    # all panels for one tile's rows: those of two tiles, a power of two apart,
+                    # would drive each other out of L1
+                    for p in range(group):
+                        c = rows(gradient, (i + r) * Kp + (p0 + p) * panel, Kp)
+                        height = min(ROWS, count - i - r)
+                        w = rows(packed, p * size, panel)
+                        _turned_tile(height, shifted(a, r, a[1]), w, n, c, c)
 
 
 @kernel
