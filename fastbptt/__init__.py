@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from .diagnosis import Diagnosis, diagnose
+from .loading import from_keras, from_onnx, from_state_dict, load
 from .networks import GRU, LSTM, MGU, RNN
 from .spectral import JacobianStream, StreamResult
 from .threads import get_num_threads, set_num_threads
@@ -19,6 +20,10 @@ __all__ = [
     "StreamResult",
     "Trace",
     "diagnose",
+    "from_keras",
+    "from_onnx",
+    "from_state_dict",
     "get_num_threads",
+    "load",
     "set_num_threads",
 ]

@@ -1,13 +1,16 @@
 """Archives of arrays: written whole or not at all, read without pickle."""
 
 import contextlib
+import json
 import os
+import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
+_ABOUT = "fastbptt"  # the name of what is said about the arrays
 # What NumPy raises for a file that is cut short, of another kind, or in need of pickle.
 _BROKEN = (AttributeError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -38,6 +41,54 @@ def reading(path: Any, what: str) -> Iterator[None]:
         yield
     except _BROKEN as error:
         raise ValueError(f"{os.fspath(path)}: not {what} ({error})") from None
+
+
+def write_arrays(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Arrays, and what is to be said about them, in an .npz or .safetensors."""
+    suffix = _suffix(path)
+    if suffix == ".npz":
+        write_npz(path, {**arrays, _ABOUT: np.array(json.dumps(about))})
+    else:
+        raw = _safetensors().numpy.save(dict(arrays), {_ABOUT: json.dumps(about)})
+        with replacing(path) as file:
+            file.write(raw)
+
+
+def read_arrays(path: Any, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """What `write_arrays` wrote, or anybody's arrays with None."""
+    suffix = _suffix(path)
+    if suffix == ".npz":
+        arrays = read_npz(path, what)
+        said = arrays.pop(_ABOUT, None)
+    else:
+        library = _safetensors()
+        with open(path, "rb"), reading(path, what):
+            try:
+                with library.safe_open(path, framework="np") as file:
+                    arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    said = (file.metadata() or {}).get(_ABOUT)
+            except library.SafetensorError as error:
+                raise ValueError(str(error)) from None
+    with reading(path, what):
+        return arrays, None if said is None else dict(json.loads(str(said)))
+
+
+def _suffix(path: Any) -> str:
+    suffix = pathlib.Path(path).suffix
+    if suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"path: expected a name in .npz or .safetensors, got {os.fspath(path)!r}")
+    return suffix
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            "safetensors: this package reads and writes .safetensors; install fastbptt[safetensors]"
+        ) from None
+    return safetensors
 
 
 def read_npz(path: Any, what: str) -> dict[str, np.ndarray]:

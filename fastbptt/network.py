@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import checks
+from . import checks, files
 from .kernels.cells import Design
 from .sequences import Sequences
 from .trace import Layout, Trace
 from .weights import Weights
+
+FORMAT = "fastbptt.Network/1"
 
 
 class Network:
@@ -136,6 +138,24 @@ class Network:
         """
         arrays = checks.parameters(mapping, self._shapes(), self.dtype)
         self.weights = Weights(arrays, *self._design())
+
+    def save(self, path: Any) -> None:
+        """Write kind, options and parameters; `fb.load` makes the net of them again.
+
+        Parameters
+        ----------
+        path : str or path-like
+            In .npz or .safetensors, which needs the package of that name; replaced in one step.
+
+        Raises
+        ------
+        ValueError
+            For another suffix.
+        OSError
+            If it cannot be written; a file that was there stays as it was.
+        """
+        about = {"format": FORMAT, "kind": type(self).__name__, **self.options()}
+        files.write_arrays(path, self.weights.arrays, about)
 
     def __call__(
         self, x: Any, state: Any = None, lengths: Any = None, reset: Any = None

@@ -1,9 +1,10 @@
 """A plain thread pool over serial kernels that release the GIL (design.md D5)."""
 
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,9 @@ _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over cos
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_workers = 0
 _count: int | None = None
+_within = threading.local()
 
 
 def _default_count() -> int:
@@ -35,6 +38,9 @@ def get_num_threads() -> int:
     >>> fb.get_num_threads() >= 1
     True
     """
+    within = getattr(_within, "count", None)
+    if within is not None:
+        return within
     return _default_count() if _count is None else _count
 
 
@@ -63,11 +69,25 @@ def set_num_threads(count: int) -> None:
             _pool = None
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
+@contextlib.contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Calls from this thread, inside the block, use `count` threads."""
+    before = getattr(_within, "count", None)
+    _within.count = count
+    try:
+        yield
+    finally:
+        _within.count = before
+
+
+def _executor(workers: int) -> ThreadPoolExecutor:
+    """The pool, of at least so many workers."""
+    global _pool, _workers
     with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), "fastbptt")
+        if _pool is None or _workers < workers:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            _pool, _workers = ThreadPoolExecutor(workers, "fastbptt"), workers
         return _pool
 
 
@@ -99,7 +119,7 @@ def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) ->
     ends = np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1
     cuts = [0, *ends.tolist(), size]
     slices = [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
-    pool = _executor()
+    pool = _executor(count - 1)
     others = [pool.submit(work, first, last) for first, last in slices[1:]]
     try:
         work(*slices[0])

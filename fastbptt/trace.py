@@ -91,7 +91,7 @@ class Trace:
             if D > 1 or first + D == len(weights.layers):
                 y = self._side_by_side(passes)
             self._passes += passes
-        self.output = layout.as_given(y)
+        self.output = layout.as_given(y).view()
         self.output.flags.writeable = False
         parts = [
             np.stack([one.state[i] for one in self._passes]).reshape(

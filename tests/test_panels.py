@@ -18,7 +18,7 @@ from fastbptt.kernels.panels import (
     panel_matmul,
     weight_gradient,
 )
-from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
+from fastbptt.kernels.simd import VECTORS, lanes, rows
 
 DTYPES = (np.float32, np.float64)
 

@@ -1,0 +1,353 @@
+"""torch.nn's recurrent layers, computed by fastbptt inside autograd, on the CPU.
+
+`RNN`, `GRU` and `LSTM` are torch.nn's classes with another forward: constructor, parameters,
+initialisation and `state_dict` are inherited.  `accelerate(model)` makes them of a model's own
+layers, in place, and `restore(model)` undoes it.
+"""
+
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .. import networks
+from ..network import Network
+from ..threads import num_threads
+from ..trace import Trace
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+# The net of each module and span of layers.  Beside the modules and not in them: neither pickled
+# nor copied with them.
+_nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _array(y: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as an array."""
+    return y.detach().numpy()
+
+
+def _tensor(y: np.ndarray) -> torch.Tensor:
+    """The array's memory as a tensor, contiguous as torch.nn's results are."""
+    y = np.ascontiguousarray(y)
+    if not y.flags.writeable:  # a trace's output: autograd's version counter guards it from here on
+        y = y.view()
+        y.flags.writeable = True
+    return torch.from_numpy(y)
+
+
+class _Second(torch.autograd.Function):
+    """The identity, which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *_: Any) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "fastbptt: second derivatives are not implemented; use torch.nn's own layer, which "
+            "fastbptt.bridges.torch.restore(model) brings back"
+        )
+
+
+class _Layers(torch.autograd.Function):
+    """(net, lengths, x, states, parameters) -> (output, states), x and output (T,B,.)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, net: Network, lengths: Any, x: torch.Tensor, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        parts = 1 + net.weights.design.has_c
+        states = tuple(_array(y) for y in tensors[:parts])
+        with num_threads(torch.get_num_threads()):
+            trace = net.trace(_array(x), states if parts > 1 else states[0], lengths)
+        ctx.trace, ctx.names = trace, list(net.weights.arrays)
+        ctx.set_materialize_grads(False)
+        output, *state = _results(trace)
+        ctx.save_for_backward(x, output, *tensors)  # so that changes of them in place are noticed
+        return output, *state
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_output: torch.Tensor | None, *d_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        x, _, *tensors = ctx.saved_tensors
+        given = [y for y in (d_output, *d_states) if y is not None]
+        gradients = _gradients(ctx, d_output, d_states, tensors)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = [
+                y if y is None else _Second.apply(y, *given, x, *tensors) for y in gradients
+            ]
+        return None, None, *gradients
+
+
+def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
+    """The output and the states."""
+    states = trace.state if isinstance(trace.state, tuple) else (trace.state,)
+    return _tensor(trace.output), *(torch.from_numpy(y) for y in states)
+
+
+@torch.no_grad()
+def _gradients(
+    ctx: Any,
+    d_output: torch.Tensor | None,
+    d_states: tuple[torch.Tensor | None, ...],
+    tensors: list[torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """Of x, the states and the parameters, where wanted."""
+    _, _, wants_x, *wanted = ctx.needs_input_grad
+    d_state: Any = None
+    if any(y is not None for y in d_states):
+        shapes = zip(d_states, tensors, strict=False)
+        d_state = tuple(np.zeros_like(_array(s)) if y is None else _array(y) for y, s in shapes)
+        d_state = d_state if len(d_state) > 1 else d_state[0]
+    with num_threads(torch.get_num_threads()):
+        gradients = ctx.trace.backward(
+            None if d_output is None else _array(d_output), d_state, input_gradient=wants_x
+        )
+    states = gradients.state if isinstance(gradients.state, tuple) else (gradients.state,)
+    every = [*states, *(gradients.params[name] for name in ctx.names)]
+    own = [torch.from_numpy(y) if want else None for y, want in zip(every, wanted, strict=True)]
+    return [torch.from_numpy(gradients.x) if wants_x else None, *own]
+
+
+def _refusal(module: torch.nn.RNNBase) -> str | None:
+    """Why fastbptt cannot compute a module, None if it can."""
+    if getattr(module, "proj_size", 0):
+        return f"proj_size={module.proj_size} is not implemented, only 0"
+    for name, y in module.named_parameters(recurse=False):
+        if (reason := _refusal_of(y)) is not None:
+            return f"{name} {reason}"
+    return None
+
+
+def _refusal_of(y: torch.Tensor) -> str | None:
+    if y.device.type != "cpu":
+        return f"is on {y.device}; fastbptt computes on the CPU: use .cpu(), or torch.nn's layer"
+    if y.dtype not in _DTYPES:
+        return f"is of {y.dtype}; fastbptt computes in float32 and float64: use .float()"
+    return None
+
+
+class _Recurrent(torch.nn.RNNBase):
+    """The forward pass that all three share."""
+
+    def _net(self, first: int, last: int) -> Network:
+        """fastbptt's net of the layers first .. last-1, with the parameters as they are now.
+
+        Their contents are compared: a version counter does not see what goes through `.data`.
+        """
+        D = 1 + self.bidirectional
+        arrays = {}
+        for layer in range(first, last):
+            for names in self._all_weights[layer * D : (layer + 1) * D]:
+                for name in names:
+                    own = name.replace(f"_l{layer}", f"_l{layer - first}")
+                    arrays[own] = _array(getattr(self, name))
+        nets = _nets.setdefault(self, {})
+        net = nets.get((first, last))
+        options: dict[str, Any] = {"num_layers": last - first, "bias": self.bias}
+        options |= {"bidirectional": self.bidirectional, "dtype": arrays["weight_hh_l0"].dtype}
+        if isinstance(self, torch.nn.RNN):
+            options["nonlinearity"] = self.nonlinearity
+        I = self.input_size if first == 0 else D * self.hidden_size
+        known = net is not None and all(getattr(net, name) == y for name, y in options.items())
+        if net is None or not known:
+            kind = getattr(networks, self.mode.partition("_")[0])
+            net = nets[first, last] = kind(I, self.hidden_size, rng=0, **options)
+        held = net.weights.arrays
+        if not all(np.array_equal(held[name], y) for name, y in arrays.items()):
+            net.load_state_dict(arrays)
+        return net
+
+    def _checked(self, y: torch.Tensor, name: str) -> None:
+        """What torch.nn's own checks leave to the kernels."""
+        reason = _refusal(self) or _refusal_of(y)
+        if reason is not None:
+            raise NotImplementedError(f"fastbptt: {name if _refusal_of(y) else ''} {reason}")
+        if torch.is_autocast_enabled("cpu"):
+            raise NotImplementedError(
+                "fastbptt: autocast asks for half precision; leave it by "
+                'torch.autocast("cpu", enabled=False)'
+            )
+        if y.dtype != self.weight_ih_l0.dtype:
+            raise ValueError(
+                f"{name} must have the same dtype as weight, got {name} {y.dtype} and weight "
+                f"{self.weight_ih_l0.dtype}"
+            )
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        """As torch.nn's: (output, h_n), or (output, (h_n, c_n)) of an LSTM.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            For shapes and dtypes that do not fit, as torch.nn's.
+        NotImplementedError
+            For other devices than the CPU, other dtypes than float32 and float64, and autocast.
+        """
+        packed = isinstance(input, PackedSequence)
+        if not packed and input.dim() not in (2, 3):
+            raise ValueError(
+                f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+            )
+        pair, batched = self.mode == "LSTM", packed or input.dim() == 3
+        states = () if hx is None else tuple(hx) if pair else (hx,)
+        for y, name in [(input.data if packed else input, "input"), *((y, "hx") for y in states)]:
+            self._checked(y, name)
+        if not batched:
+            if any(y.dim() != 2 for y in states):
+                raise RuntimeError("For unbatched 2-D input, hx should also be 2-D")
+            states = tuple(y.unsqueeze(1) for y in states)
+        elif any(y.dim() != 3 for y in states):
+            raise RuntimeError("For batched 3-D input, hx should also be 3-D")
+
+        lengths = None
+        if packed:
+            sizes, order, back = input.batch_sizes, input.sorted_indices, input.unsorted_indices
+            states = tuple(y if order is None else y.index_select(1, order) for y in states)
+            x, lengths = pad_packed_sequence(PackedSequence(input.data, sizes))
+        else:
+            x = input if batched else input.unsqueeze(1)
+            x = x.transpose(0, 1) if self.batch_first and batched else x
+        B = x.size(1)
+        if x.size(2) != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got "
+                f"{x.size(2)}"
+            )
+        if not states:
+            shape = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
+            states = (torch.zeros(shape, dtype=x.dtype),) * (1 + pair)
+        for y, name in zip(states, "hc", strict=False):
+            expected = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
+            self.check_hidden_size(y, expected, f"Expected {name}x size {{}}, got {{}}")
+
+        output, states = self._run(x, states, None if lengths is None else lengths.numpy())
+
+        if lengths is not None:
+            data = pack_padded_sequence(output, lengths).data
+            states = tuple(y if back is None else y.index_select(1, back) for y in states)
+            return PackedSequence(data, sizes, order, back), (states if pair else states[0])
+        if not batched:
+            output, states = output.squeeze(1), tuple(y.squeeze(1) for y in states)
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, (states if pair else states[0])
+
+    def _run(
+        self, x: torch.Tensor, states: tuple[torch.Tensor, ...], lengths: Any
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """All layers over x (T,B,I): as one net, or where dropout lies between them as several."""
+        D, L = 1 + self.bidirectional, self.num_layers
+        between = self.dropout > 0 and self.training
+        ends: list[tuple[torch.Tensor, ...]] = []
+        for first in range(L) if between else (0,):
+            last = first + 1 if between else L
+            own = tuple(y[first * D : last * D] for y in states)
+            names = [n for group in self._all_weights[first * D : last * D] for n in group]
+            tensors = [*own, *(getattr(self, name) for name in names)]
+            net = self._net(first, last)
+            if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *tensors)):
+                x, *end = _Layers.apply(net, lengths, x, *tensors)
+            else:
+                given = tuple(_array(y) for y in own)
+                with num_threads(torch.get_num_threads()):
+                    output, state = net(_array(x), given if len(given) > 1 else given[0], lengths)
+                x = _tensor(output)
+                end = [torch.from_numpy(y) for y in (state if len(given) > 1 else (state,))]
+            ends.append(tuple(end))
+            if between and last < L:
+                x = torch.nn.functional.dropout(x, self.dropout)
+        if len(ends) == 1:
+            return x, ends[0]
+        return x, tuple(torch.cat(parts) for parts in zip(*ends, strict=True))
+
+
+class RNN(_Recurrent, torch.nn.RNN):
+    """torch.nn.RNN, computed by fastbptt.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbptt.bridges.torch import RNN
+    >>> output, h = RNN(3, 5, batch_first=True)(torch.ones(2, 7, 3))
+    >>> output.shape
+    torch.Size([2, 7, 5])
+    """
+
+
+class GRU(_Recurrent, torch.nn.GRU):
+    """torch.nn.GRU, computed by fastbptt."""
+
+
+class LSTM(_Recurrent, torch.nn.LSTM):
+    """torch.nn.LSTM, computed by fastbptt; `proj_size` raises a NotImplementedError when called."""
+
+
+_TWINS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
+
+
+def accelerate(model: torch.nn.Module) -> torch.nn.Module:
+    """Let fastbptt compute every torch.nn.RNN, GRU and LSTM in a model, which is changed in place.
+
+    Parameters, hooks, names and mode stay what and where they are: optimisers stay valid.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        May be such a layer itself.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Warns
+    -----
+    UserWarning
+        Naming the layers left as they were, and why.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbptt.bridges.torch import accelerate
+    >>> accelerate(torch.nn.Sequential(torch.nn.LSTM(3, 5)))[0].__class__.__module__
+    'fastbptt.bridges.torch'
+    """
+    left = []
+    for name, module in model.named_modules():
+        if type(module) in _TWINS:
+            reason = _refusal(module)
+            if reason is None:
+                module.__class__ = _TWINS[type(module)]
+            else:
+                left.append(f"{name or 'the model'} ({reason})")
+    if left:
+        warnings.warn(f"fastbptt leaves alone {'; '.join(left)}", stacklevel=2)
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `accelerate`: every layer is torch.nn's again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+    """
+    back = {twin: kind for kind, twin in _TWINS.items()}
+    for module in model.modules():
+        if type(module) in back:
+            module.__class__ = back[type(module)]
+    return model

@@ -1,0 +1,315 @@
+"""Nets from weights that were trained elsewhere: state dicts, files, ONNX and Keras arrays."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import checks, files
+from .network import FORMAT, Network
+from .networks import NETWORKS
+
+_NAME = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?")
+_GATES = {1: "RNN", 2: "MGU", 3: "GRU", 4: "LSTM"}
+
+
+def _plain(y: Any) -> Any:
+    """A torch tensor's memory as an array; anything else as it is."""
+    for method in ("detach", "cpu", "numpy"):
+        y = getattr(y, method)() if hasattr(y, method) else y
+    return y
+
+
+def from_state_dict(
+    mapping: Mapping[str, Any], kind: str | None = None, *, prefix: str = "", **options: Any
+) -> Network:
+    """The net that a state dict under PyTorch's names describes.
+
+    Parameters
+    ----------
+    mapping : mapping of str to array or torch tensor
+        weight_ih_l0 (G·H,I), weight_hh_l0 (G·H,H), bias_ih_l0 and bias_hh_l0 (G·H,), and so on for
+        every layer, with `_reverse` for the other direction.  Sizes, layers, directions, bias and
+        dtype are read off.
+    kind : {"RNN", "GRU", "LSTM", "MGU"}, optional
+        By the number of gates, 1, 3, 4 or 2, if None.
+    prefix : str
+        Only keys that begin with it count, without it: of a larger model "encoder.rnn.".
+    **options
+        Of the net's class: `nonlinearity`, `reset_after`, `batch_first`.
+
+    Returns
+    -------
+    RNN, GRU, LSTM or MGU
+
+    Raises
+    ------
+    ValueError
+        Naming every key that is missing, unexpected or misshapen.
+    TypeError
+        For other dtypes than float32 and float64, or mixed ones.
+    NotImplementedError
+        For projections (`weight_hr_l0`).
+
+    Examples
+    --------
+    >>> import fastbptt as fb
+    >>> fb.from_state_dict(fb.LSTM(3, 5, num_layers=2, rng=0).state_dict())
+    LSTM(3, 5, num_layers=2, dtype=float32)
+    """
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"mapping: expected a mapping, got {type(mapping).__name__}")
+    arrays = {
+        name[len(prefix) :]: _plain(y) for name, y in mapping.items() if name.startswith(prefix)
+    }
+    if any(name.startswith("weight_hr") for name in arrays):
+        raise NotImplementedError("weight_hr_l0: projections (proj_size > 0) are not implemented")
+    w_ih, w_hh = (np.asarray(arrays.get(f"weight_{n}_l0", 0)) for n in ("ih", "hh"))
+    if w_ih.ndim != 2 or w_hh.ndim != 2 or 0 in w_hh.shape:
+        where = f" after the prefix {prefix!r}" if prefix else ""
+        known = ", ".join(sorted(map(str, mapping))[:8]) or "no keys"
+        raise ValueError(
+            f"mapping: expected matrices weight_ih_l0 and weight_hh_l0{where}, got {known}"
+        )
+    H, I = w_hh.shape[1], w_ih.shape[1]
+    if kind is None:
+        kind = _GATES.get(w_hh.shape[0] // H if w_hh.shape[0] % H == 0 else 0, "")
+        if not kind:
+            raise ValueError(
+                f"weight_hh_l0: expected 1, 2, 3 or 4 times {H} rows, got shape {w_hh.shape}; "
+                "is it transposed?"
+            )
+    names = [found for name in arrays if (found := _NAME.fullmatch(name))]
+    net = NETWORKS[checks.choice(kind, "kind", NETWORKS)](
+        I,
+        H,
+        1 + max(int(found[3]) for found in names),
+        bias=any(found[1] == "bias" for found in names),
+        bidirectional=any(found[4] for found in names),
+        dtype=w_hh.dtype,
+        rng=0,
+        **options,
+    )
+    net.load_state_dict(arrays)
+    return net
+
+
+def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any) -> Network:
+    """The net in a file: one that `net.save` wrote, or arrays under PyTorch's names.
+
+    Parameters
+    ----------
+    path : str or path-like
+        An .npz, which is read without pickle, or .safetensors, which needs the package of that
+        name.
+    kind, prefix, **options
+        As of `from_state_dict`; for files that `net.save` did not write.
+
+    Returns
+    -------
+    RNN, GRU, LSTM or MGU
+
+    Raises
+    ------
+    ValueError
+        Naming the file, if it is no such file or its arrays do not make up a net.
+    TypeError
+        For other dtypes than float32 and float64.
+    FileNotFoundError
+        If there is none.
+
+    Examples
+    --------
+    >>> import fastbptt as fb, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "net.npz"
+    >>> fb.GRU(3, 5, bidirectional=True, rng=0).save(path)
+    >>> fb.load(path)
+    GRU(3, 5, bidirectional=True, dtype=float32)
+    """
+    what = "a saved net"
+    arrays, about = files.read_arrays(path, what)
+    with files.reading(path, what):
+        if about is None:
+            return from_state_dict(arrays, kind, prefix=prefix, **options)
+        if about.pop("format", None) != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        saved = NETWORKS[checks.choice(about.pop("kind"), "kind", NETWORKS)]
+        net = saved(**about, dtype=arrays["weight_hh_l0"].dtype, rng=0)
+        net.load_state_dict(arrays)
+    return net
+
+
+def _layers(y: Any) -> list[Any]:
+    """One layer or a list of them, as a list."""
+    return list(y) if isinstance(y, (list, tuple)) else [y]
+
+
+def _named(layer: int, direction: int) -> str:
+    return f"_l{layer}" + "_reverse" * direction
+
+
+def from_onnx(
+    W: Any,
+    R: Any,
+    B: Any = None,
+    *,
+    kind: str,
+    linear_before_reset: int = 0,
+    **options: Any,
+) -> Network:
+    """The net of ONNX's operators RNN, GRU and LSTM.
+
+    Parameters
+    ----------
+    W, R, B : ndarray (D,G·H,I), (D,G·H,H) and (D,2·G·H); or lists of them, one a layer
+        The operator's inputs; gates in ONNX's order: z r h of a GRU, i o f c of an LSTM.  B is
+        zero if None.
+    kind : {"RNN", "GRU", "LSTM"}
+        The operator.
+    linear_before_reset : int
+        The GRU's attribute; 0, ONNX's default, is `reset_after=False`.
+    **options
+        `nonlinearity` of an RNN, `batch_first`; attributes of the operator that have no
+        counterpart (`clip`, `input_forget`, peepholes `P`) raise.
+
+    Returns
+    -------
+    RNN, GRU or LSTM
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the array.
+    NotImplementedError
+        Naming the attribute.
+
+    Notes
+    -----
+    Source: the operators' specification, opset 22.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> W, R = np.ones((1, 15, 3), np.float32), np.ones((1, 15, 5), np.float32)
+    >>> fb.from_onnx(W, R, kind="GRU")
+    GRU(3, 5, reset_after=False, dtype=float32)
+    """
+    for name in ("P", "clip", "input_forget", "layout", "activations", "direction"):
+        if options.pop(name, None) is not None:
+            raise NotImplementedError(f"{name}: this attribute of the operator is not implemented")
+    orders = {"RNN": "a", "GRU": "zrn", "LSTM": "iofg"}
+    order = orders[checks.choice(kind, "kind", orders)]
+    Ws, Rs = _layers(W), _layers(R)
+    Bs = [None] * len(Ws) if B is None else _layers(B)
+    if not len(Ws) == len(Rs) == len(Bs):
+        raise ValueError(f"W, R, B: expected as many of each, got {len(Ws)}, {len(Rs)}, {len(Bs)}")
+    if kind == "GRU":
+        options["reset_after"] = bool(linear_before_reset)
+    arrays: dict[str, np.ndarray] = {}
+    for layer, (w, r, b) in enumerate(zip(Ws, Rs, Bs, strict=True)):
+        w, r = (_of_rank(y, name, 3) for y, name in ((w, "W"), (r, "R")))
+        rows = w.shape[1]
+        b = np.zeros((len(w), 2 * rows), w.dtype) if b is None else _of_rank(b, "B", 2)
+        if not len(w) == len(r) == len(b) or b.shape[1] != 2 * rows:
+            raise ValueError(
+                f"W, R, B: expected (D, GH, I), (D, GH, H) and (D, 2 GH), got {w.shape}, {r.shape} "
+                f"and {b.shape}"
+            )
+        for direction in range(len(w)):
+            suffix = _named(layer, direction)
+            given = w[direction], r[direction], b[direction, :rows], b[direction, rows:]
+            arrays |= _reordered(given, suffix, order, kind)
+    return from_state_dict(arrays, kind, **options)
+
+
+def from_keras(
+    weights: Sequence[Any], *, kind: str, reset_after: bool = True, **options: Any
+) -> Network:
+    """The net of Keras' layers SimpleRNN, GRU and LSTM.
+
+    Parameters
+    ----------
+    weights : list of ndarray, or list of such lists, one a layer
+        What `layer.get_weights()` returns: kernel (I,G·H), recurrent_kernel (H,G·H) and, with
+        `use_bias`, bias (G·H,), of a GRU with `reset_after` (2,G·H); of a Bidirectional layer the
+        forward ones and then the backward ones.  Gates in Keras' order: z r h, i f c o.
+    kind : {"RNN", "GRU", "LSTM"}
+        Keras calls the first SimpleRNN.
+    reset_after : bool
+        The GRU's argument.
+    **options
+        `batch_first` (Keras' own layout is True), `nonlinearity` of an RNN.
+
+    Returns
+    -------
+    RNN, GRU or LSTM
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the array.
+
+    Notes
+    -----
+    Source: keras.layers.GRUCell and LSTMCell, Keras 3.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> shapes = (3, 20), (5, 20), (20,)
+    >>> weights = [np.ones(shape, np.float32) for shape in shapes]
+    >>> fb.from_keras(weights, kind="LSTM", batch_first=True)
+    LSTM(3, 5, batch_first=True, dtype=float32)
+    """
+    orders = {"RNN": "a", "GRU": "zrn", "LSTM": "ifgo"}
+    order = orders[checks.choice(kind, "kind", orders)]
+    stack = [weights] if len(weights) and np.ndim(weights[0]) == 2 else list(weights)
+    if kind == "GRU":
+        options["reset_after"] = checks.flag(reset_after, "reset_after")
+    arrays: dict[str, np.ndarray] = {}
+    for layer, given in enumerate(stack):
+        split = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3)}.get(len(given))
+        if split is None:
+            raise ValueError(
+                f"weights: expected 2 or 3 arrays a direction, got {len(given)} in layer {layer}"
+            )
+        directions, count = split
+        for direction in range(directions):
+            kernel, recurrent, *bias = given[direction * count : (direction + 1) * count]
+            w, r = _of_rank(kernel, "kernel", 2).T, _of_rank(recurrent, "recurrent_kernel", 2).T
+            b = np.asarray(bias[0]) if bias else np.zeros(len(w), w.dtype)
+            both = b if b.ndim == 2 else np.stack([b, np.zeros_like(b)])
+            if both.shape != (2, len(w)):
+                raise ValueError(
+                    f"bias: expected shape ({len(w)},) or (2, {len(w)}), got {b.shape}"
+                )
+            arrays |= _reordered((w, r, *both), _named(layer, direction), order, kind)
+    return from_state_dict(arrays, kind, **options)
+
+
+def _of_rank(y: Any, name: str, rank: int) -> np.ndarray:
+    y = np.asarray(y)
+    if y.ndim != rank:
+        raise ValueError(f"{name}: expected {rank} dimensions, got shape {y.shape}")
+    return y
+
+
+def _reordered(
+    given: tuple[np.ndarray, ...], suffix: str, order: str, kind: str
+) -> dict[str, np.ndarray]:
+    """weight_ih, weight_hh, bias_ih, bias_hh with the gates in PyTorch's order.
+
+    The candidate of a GRU is multiplied by 1 - z in all three libraries: no sign changes.
+    """
+    wanted = {"RNN": "a", "GRU": "rzn", "LSTM": "ifgo"}[kind]
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    result = {}
+    for name, y in zip(names, given, strict=True):
+        if len(y) % len(order):
+            raise ValueError(
+                f"{name}{suffix}: expected a multiple of {len(order)} rows of gates, got {len(y)}"
+            )
+        gates = np.split(y, len(order))
+        result[name + suffix] = np.concatenate([gates[order.index(letter)] for letter in wanted])
+    return result
