@@ -91,3 +91,71 @@ def lay_out(y, layout):
         os.unlink(path)
         return mapped
     return y.copy()
+
+
+class NetCase(NamedTuple):
+    """A net of any cell, depth and direction, and what goes through it, in float64."""
+
+    kind: str
+    options: dict[str, Any]
+    num_layers: int
+    bidirectional: bool
+    params: dict[str, Any]
+    x: Any  # (T,B,I)
+    state: tuple[Any, ...]  # (L·D,B,H) each
+    d_output: Any  # (T,B,D·H)
+    d_state: tuple[Any, ...]
+    lengths: Any  # (B,) or None
+    reset: Any  # (T,B) or None
+
+    @property
+    def shape(self):
+        """T, B, I and H."""
+        return *self.x.shape, self.state[0].shape[2]
+
+
+KINDS = [
+    ("RNN", {"nonlinearity": "tanh"}),
+    ("RNN", {"nonlinearity": "relu"}),
+    ("RNN", {"nonlinearity": "sigmoid"}),
+    ("GRU", {"reset_after": True}),
+    ("GRU", {"reset_after": False}),
+    ("LSTM", {}),
+    ("MGU", {}),
+]
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "MGU": 2}
+
+
+@st.composite
+def net_cases(draw, kinds=None, most=40, deep=True, ragged=True):
+    """Sizes from 1 (T and B from 0), layers, directions, lengths and resets in any combination.
+
+    Each gate's part of W_hh has spectral norm at most 1, as in `cases`.
+    """
+    kind, options = draw(st.sampled_from(kinds or KINDS))
+    L = draw(st.sampled_from([1, 1, 2, 3])) if deep else 1
+    bidirectional = deep and draw(st.booleans())
+    T, B = draw(st.integers(0, 9)), draw(st.one_of(st.integers(1, 6), st.just(0)))
+    I, H = draw(sizes(most)), draw(sizes(most))
+    scale = draw(st.sampled_from([1e-3, 1.0, 1.0, 10.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    bias, D, G = draw(st.booleans()), 1 + bidirectional, GATES[kind]
+    params = {}
+    for layer in range(L):
+        width = D * H if layer else I
+        for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:D]:
+            gates = rng.normal(size=(G, H, H))
+            norms = np.linalg.norm(gates, 2, axis=(1, 2), keepdims=True)
+            params[f"weight_ih{suffix}"] = rng.normal(size=(G * H, width)) * scale / np.sqrt(width)
+            params[f"weight_hh{suffix}"] = (gates / norms).reshape(G * H, H)
+            if bias:
+                names = (f"bias_ih{suffix}", f"bias_hh{suffix}")
+                params |= {name: rng.normal(size=G * H) for name in names}
+    parts = 2 if kind == "LSTM" else 1
+    state, d_state = (tuple(rng.normal(size=(L * D, B, H)) for _ in range(parts)) for _ in range(2))
+    lengths = rng.integers(0, T + 1, B) if ragged and draw(st.booleans()) else None
+    reset = rng.random((T, B)) < 0.3 if ragged and draw(st.booleans()) else None
+    x, d_output = rng.normal(size=(T, B, I)), rng.normal(size=(T, B, D * H))
+    return NetCase(
+        kind, options, L, bidirectional, params, x, state, d_output, d_state, lengths, reset
+    )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.special import digamma
-from strategies import LAYOUTS, cases, lay_out
+from strategies import LAYOUTS, cases, lay_out, net_cases
 
 
 def loss(case, params, x, h0):
@@ -178,3 +178,94 @@ def test_laid_out_arrays_are_equal(layout, shape):
         assert not other.flags.writeable
     if layout in ("strided", "reversed") and y.size > 1:
         assert not other.flags.c_contiguous
+
+
+def net_loss(case, arrays):
+    """The sum of all results, each weighted; `arrays` the params, x, and the states."""
+    arrays = dict(arrays)
+    x, state = arrays.pop("x"), tuple(arrays.pop(f"state{i}") for i in range(len(case.state)))
+    record = reference.net_forward(
+        arrays, x, state, case.kind, case.options, case.num_layers, case.bidirectional,
+        case.lengths, case.reset,
+    )  # fmt: skip
+    ends = zip(record["state"], case.d_state, strict=True)
+    padded = 0 if case.lengths is None else np.arange(len(x))[:, None] >= case.lengths
+    steps = (record["output"] * case.d_output)[~np.broadcast_to(padded, x.shape[:2]).astype(bool)]
+    return record, steps.sum() + sum((one * other).sum() for one, other in ends)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=net_cases(most=6), seed=st.integers(0, 99))
+def test_every_gradient_of_every_cell_by_central_differences(case, seed):
+    if case.options.get("nonlinearity") == "relu":
+        return  # its kinks are seen to in the test of the plain net
+    states = {f"state{i}": y for i, y in enumerate(case.state)}
+    arrays = {**case.params, "x": case.x, **states}
+    record, _ = net_loss(case, arrays)
+    grads = reference.net_backward(record, case.d_output, case.d_state)
+    for i, y in enumerate(grads["dstate"]):
+        grads[f"state{i}"] = y
+    grads["x"] = grads["dx"]
+    rng = np.random.default_rng(seed)
+    for name, value in arrays.items():
+        way, step = rng.normal(size=value.shape), 1e-6
+        sides = [net_loss(case, {**arrays, name: value + sign * step * way})[1] for sign in (1, -1)]
+        slope = (sides[0] - sides[1]) / (2 * step)
+        scale = 1 + np.abs(grads[name]).max(initial=0) * math.sqrt(value.size)
+        assert abs(slope - (grads[name] * way).sum()) < 2e-4 * scale
+
+
+@settings(deadline=None, max_examples=30)
+@given(case=net_cases(most=5, ragged=False))
+def test_jacobians_by_central_differences_and_per_step_gradients_by_jacobians(case):
+    relu = case.options.get("nonlinearity") == "relu"
+    if case.bidirectional or relu or 0 in case.x.shape:
+        return
+    (T, _, _, H), L, step = case.shape, case.num_layers, 1e-6
+    parts = len(case.state)
+
+    def joint(state, b):
+        return np.concatenate([state[p][n, b] for n in range(L) for p in range(parts)])
+
+    given_net = (case.kind, case.options, L)
+    record = reference.net_forward(case.params, case.x, case.state, *given_net)
+    J, t = reference.jacobians(record, 0), T - 1
+    before = case.state
+    if t:
+        before = reference.net_forward(case.params, case.x[:t], case.state, *given_net)["state"]
+    for m in range(L * parts * H):
+        block, j = divmod(m, H)
+        sides = []
+        for sign in (1, -1):
+            moved = tuple(y.copy() for y in before)
+            moved[block % parts][block // parts, 0, j] += sign * step
+            after = reference.net_forward(case.params, case.x[t:], moved, *given_net)["state"]
+            sides.append(joint(after, 0))
+        assert_allclose(J[t][:, m], (sides[0] - sides[1]) / (2 * step), atol=1e-6)
+    zeros = np.zeros_like(case.d_output)
+    grads = reference.net_backward(record, zeros, case.d_state)
+    u = joint(case.d_state, 0)
+    for step_J in J[::-1]:
+        u = u @ step_J
+    assert_allclose(joint(grads["dstate"], 0), u, atol=1e-10 * max(1, np.abs(u).max()))
+
+
+def test_a_layer_cut_by_resets_and_read_from_its_end():
+    assert reference.pieces(5, 4, None, False) == [[0, 1, 2, 3]]
+    assert reference.pieces(5, 0, None, True) == [[]]
+    marks = [True, False, True, False, True]
+    assert reference.pieces(5, 4, marks, False) == [[0, 1], [2, 3]]
+    assert reference.pieces(5, 5, marks, True) == [[4], [3, 2], [1, 0]]
+
+
+def test_the_plain_cell_of_the_general_twin_is_the_plain_twin():
+    rng = np.random.default_rng(0)
+    params = {"weight_ih_l0": rng.normal(size=(4, 3)), "weight_hh_l0": rng.normal(size=(4, 4))}
+    x, h0, dy = (rng.normal(size=shape) for shape in ((5, 2, 3), (2, 4), (5, 2, 4)))
+    h, a = reference.rnn_forward(params, x, h0, "tanh")
+    wanted = reference.rnn_backward(params, x, h, a, dy, 0 * h0, "tanh")
+    record = reference.net_forward(params, x, (h0[None],), "RNN", {"nonlinearity": "tanh"})
+    got = reference.net_backward(record, dy, (0 * h0[None],))
+    assert_allclose(record["output"], h[1:], rtol=1e-14)
+    assert_allclose(got["dx"], wanted["dx"], rtol=1e-12)
+    assert_allclose(got["weight_hh_l0"], wanted["weight_hh_l0"], rtol=1e-12)

@@ -182,6 +182,7 @@ class _Recurrent(torch.nn.RNNBase):
                 f"{self.weight_ih_l0.dtype}"
             )
 
+    @torch.compiler.disable  # a compiled model runs this layer between two of its graphs
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """As torch.nn's: (output, h_n), or (output, (h_n, c_n)) of an LSTM.
 
