@@ -125,7 +125,8 @@ def mean_field_exponent(g):
 
 
 # ---- Every cell: one sequence, one step.  Each step returns the next state and what its adjoint
-# ---- reads; each adjoint returns dx, the gradient of the state before, and those of a (of x, of h).
+# ---- reads; each adjoint returns da (of x, of h), the gradient of the state before, and what W_hh
+# ---- was multiplied with.
 
 
 def _split(a, count):

@@ -201,7 +201,6 @@ def test_any_layout_of_the_inputs_gives_the_same_bits(kind, options, chosen, dty
 @pytest.mark.parametrize("H", [1, 16, 40, 140])
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_a_ragged_one(kind, options, H, dtype):
     net, arrays, state, d_state = small(kind, options, dtype, B=11, H=H)
-    T, _, _ = arrays["x"].shape
     lengths = np.array([3, 9, 1, 9, 5, 5, 0, 7, 2, 9, 4])
     trace = net.trace(arrays["x"], as_state(state), lengths=lengths)
     grads = trace.backward(arrays["d_output"], as_state(d_state), per_step=True)
@@ -231,7 +230,9 @@ def test_padding_is_neither_read_nor_given_a_gradient(kind, options):
     for b, n in enumerate(lengths):
         arrays["x"][n:, b] = np.nan
         arrays["d_output"][n:, b] = np.inf
-    for one, other in zip(wanted, everything(net, arrays, state, d_state, lengths=lengths)):
+    for one, other in zip(
+        wanted, everything(net, arrays, state, d_state, lengths=lengths), strict=True
+    ):
         assert_array_equal(one, other)
         assert np.isfinite(one).all()
 

@@ -223,12 +223,12 @@ class _Recurrent(torch.nn.RNNBase):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got "
                 f"{x.size(2)}"
             )
+        expected = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
         if not states:
-            shape = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
-            states = (torch.zeros(shape, dtype=x.dtype),) * (1 + pair)
-        for y, name in zip(states, "hc", strict=False):
-            expected = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
-            self.check_hidden_size(y, expected, f"Expected {name}x size {{}}, got {{}}")
+            states = (torch.zeros(expected, dtype=x.dtype),) * (1 + pair)
+        for i, y in enumerate(states):
+            which = f"hidden[{i}]" if pair else "hidden"
+            self.check_hidden_size(y, expected, f"Expected {which} size {{}}, got {{}}")
 
         output, states = self._run(x, states, None if lengths is None else lengths.numpy())
 

@@ -1,0 +1,378 @@
+"""fastbptt.bridges.torch against torch.nn: results, gradients, errors, life cycle."""
+
+import copy
+import io
+import itertools
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastbptt as fb
+from fastbptt.bridges import torch as bridge
+
+KINDS = ("RNN", "GRU", "LSTM")
+DTYPES = (torch.float32, torch.float64)
+
+
+def twins(kind, *arguments, **keywords):
+    """torch.nn's module and the bridge's, from the same seed."""
+    modules = []
+    for library in (torch.nn, bridge):
+        torch.manual_seed(0)
+        modules.append(getattr(library, kind)(*arguments, **keywords))
+    return modules
+
+
+def parts_of(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def close(one, other):
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    scale = max(1, other.detach().abs().max().item()) if other.numel() else 1
+    atol = scale * (1e-12 if other.dtype == torch.float64 else 1e-5)
+    torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    kind=st.sampled_from(KINDS),
+    layers=st.integers(1, 3),
+    bidirectional=st.booleans(),
+    batch_first=st.booleans(),
+    bias=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    form=st.sampled_from(["batch", "unbatched", "packed", "packed sorted", "strided"]),
+    wanted=st.lists(st.booleans(), min_size=4, max_size=4),
+    sizes=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 9), st.integers(1, 20)),
+    seed=st.integers(0, 99),
+)
+def test_results_and_gradients_of_any_subset(
+    kind, layers, bidirectional, batch_first, bias, dtype, form, wanted, sizes, seed
+):
+    T, B, I, H = sizes
+    modules = twins(
+        kind, I, H, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional,
+        dtype=dtype,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    shape = (T, I) if form == "unbatched" else (B, T, I) if batch_first else (T, B, I)
+    x = torch.randn(shape, dtype=dtype)
+    if form == "strided":
+        x = torch.randn(*shape[::-1], dtype=dtype).permute(2, 1, 0)
+    D, parts = 1 + bidirectional, 2 if kind == "LSTM" else 1
+    end = (layers * D, H) if form == "unbatched" else (layers * D, B, H)
+    states = [torch.randn(end, dtype=dtype) for _ in range(parts)]
+    lengths = torch.randint(1, T + 1, (B,))
+    if form == "packed sorted":
+        lengths = lengths.sort(descending=True).values
+    of_x, of_state, of_weights, given_state = wanted
+    seen = []
+    for module in modules:
+        module.requires_grad_(of_weights)
+        given_x = x.clone().requires_grad_(of_x) if form != "strided" else x.requires_grad_(of_x)
+        given_x.grad = None
+        hx = [y.clone().requires_grad_(of_state) for y in states]
+        data = given_x
+        if form.startswith("packed"):
+            data = pack_padded_sequence(
+                given_x, lengths, batch_first, enforce_sorted=form == "packed sorted"
+            )
+        state = (tuple(hx) if parts == 2 else hx[0]) if given_state else None
+        output, last = module(data, state)
+        results = [output.data if isinstance(output, PackedSequence) else output, *parts_of(last)]
+        if any(y.requires_grad for y in results):
+            torch.manual_seed(seed)
+            torch.autograd.backward(results, [torch.randn_like(y) for y in results])
+        gradients = [y.grad for y in (given_x, *hx, *module.parameters())]
+        seen.append((output, results, gradients))
+    (first, results, gradients), (second, *others) = seen
+    assert type(first) is type(second)
+    if isinstance(first, PackedSequence):
+        for one, other in zip(first[1:], second[1:], strict=True):
+            assert one is other is None or torch.equal(one, other)
+    for one, other in zip(others[0], results, strict=True):
+        close(one, other)
+        assert one.is_contiguous() or not other.is_contiguous()
+    for one, other in zip(others[1], gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            close(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind):
+    module = getattr(bridge, kind)(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def outputs(x, *_):
+        output, state = module(x)
+        return output, *parts_of(state)
+
+    assert torch.autograd.gradcheck(outputs, (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_result_that_is_used(kind):
+    """Gradients of what nobody used come as None."""
+    modules, x = twins(kind, 3, 5), torch.randn(6, 2, 3)
+    for pick in range(3 if kind == "LSTM" else 2):
+        for module in modules:
+            module.zero_grad()
+            output, state = module(x)
+            (output, *parts_of(state))[pick].sum().backward()
+        for one, other in zip(*(m.parameters() for m in modules), strict=True):
+            close(other.grad, one.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_between_layers(kind):
+    theirs, ours = twins(kind, 3, 5, 3, dropout=0.5, bidirectional=True)
+    x = torch.randn(6, 4, 3)
+    close(ours.eval()(x)[0], theirs.eval()(x)[0])
+    ours.train()
+    torch.manual_seed(1)
+    output, state = ours(x)
+    again, _ = ours(x)
+    assert (output != again).any()
+    torch.manual_seed(1)
+    assert torch.equal(ours(x)[0], output)
+    assert parts_of(state)[0].shape == (6, 4, 5)
+    output.sum().backward()
+    assert all(p.grad is not None for p in ours.parameters())
+    # all that dropout leaves is scaled by 1 / (1 - p): where it drops nothing, nothing changes
+    ours.dropout = 1e-9
+    close(ours(x)[0], theirs(x)[0])
+
+
+def test_without_gradients_nothing_is_kept():
+    module, x = bridge.LSTM(3, 5), torch.randn(6, 2, 3)
+    wanted = module(x)[0].detach()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            output, _ = module(x)
+            assert not output.requires_grad
+            assert torch.equal(output, wanted)
+
+
+def test_changes_of_the_weights_are_seen_however_they_come():
+    theirs, ours = twins("GRU", 3, 5)
+    x = torch.randn(6, 2, 3)
+    ours(x)
+    for module in (theirs, ours):
+        module.weight_hh_l0.data.mul_(2)  # which no version counter sees
+    close(ours(x)[0], theirs(x)[0])
+    for module in (theirs, ours):
+        module.bias_hh_l0 = torch.nn.Parameter(torch.ones(15))
+    close(ours(x)[0], theirs(x)[0])
+    ours.double()
+    assert ours(x.double())[0].dtype == torch.float64
+
+
+def test_changes_in_place_between_forward_and_backward_are_noticed():
+    for change in ("x", "output", "weight"):
+        module, x = bridge.RNN(3, 16), torch.randn(6, 2, 3, requires_grad=True)
+        given_x = x * 1
+        output, _ = module(given_x)
+        loss = (output * output).sum() if change == "weight" else output.sum()
+        with torch.no_grad():
+            {"x": given_x, "output": output, "weight": module.weight_hh_l0}[change].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_several_forwards_before_and_several_backwards_after():
+    theirs, ours = twins("LSTM", 3, 5)
+    x = torch.randn(6, 2, 3)
+    for module in (theirs, ours):
+        loss = module(x)[0].sum() + (module(2 * x)[0] ** 2).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        with pytest.raises(RuntimeError, match="a second time"):
+            loss.backward()
+    for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
+        close(other.grad, one.grad)
+
+
+def test_second_derivatives_are_refused_in_words():
+    module, x = bridge.GRU(3, 5), torch.randn(6, 2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(
+        RuntimeError, match=r"second derivatives are not implemented; use torch\.nn"
+    ):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("x", "state", "error", "message"),
+    [
+        (torch.zeros(3, 2, 4).half(), None, NotImplementedError, r"float16.*use \.float\(\)"),
+        (torch.zeros(3, 2, 4).bfloat16(), None, NotImplementedError, "bfloat16"),
+        (torch.zeros(3, 2, 4, device="meta"), None, NotImplementedError, "is on meta.*CPU"),
+        (torch.zeros(3, 2, 4).double(), None, ValueError, "same dtype as weight"),
+        (torch.zeros(3, 2, 4, dtype=torch.int64), None, NotImplementedError, "int64"),
+        (torch.zeros(3, 2, 5), None, RuntimeError, "Expected 4, got 5"),
+        (torch.zeros(3, 2, 4, 1), None, ValueError, "2D or 3D, got 4D"),
+        (torch.zeros(4), None, ValueError, "2D or 3D, got 1D"),
+        (torch.zeros(3, 2, 4), torch.zeros(1, 3, 6), RuntimeError, "hidden"),
+        (torch.zeros(3, 2, 4), torch.zeros(2, 6), RuntimeError, "hx should also be 3-D"),
+        (torch.zeros(3, 4), torch.zeros(1, 2, 6), RuntimeError, "hx should also be 2-D"),
+        (torch.zeros(3, 2, 4), torch.zeros(1, 2, 6).double(), ValueError, "hx"),
+    ],
+)
+def test_what_cannot_be_computed_is_said(x, state, error, message):
+    with pytest.raises(error, match=message):
+        bridge.GRU(4, 6)(x, state)
+
+
+def test_modules_that_cannot_be_computed_say_so():
+    x = torch.zeros(3, 2, 4)
+    with pytest.raises(NotImplementedError, match="proj_size=2 is not implemented"):
+        bridge.LSTM(4, 6, proj_size=2)(x)
+    with pytest.raises(NotImplementedError, match=r"weight_ih_l0 is of torch\.float16"):
+        bridge.LSTM(4, 6).half()(x.half())
+    with torch.autocast("cpu"), pytest.raises(NotImplementedError, match="autocast"):
+        bridge.LSTM(4, 6)(x)
+
+
+class Model(torch.nn.Module):
+    """Layers of every kind, in the model and in its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+        self.gru = torch.nn.GRU(4, 6, 2, bidirectional=True)
+        self.rest = torch.nn.ModuleList([torch.nn.LSTM(12, 5), torch.nn.RNN(5, 3)])
+
+    def forward(self, x):
+        x, _ = self.gru(self.first(x))
+        for layer in self.rest:
+            x, _ = layer(x)
+        return x
+
+
+def test_accelerate_and_restore_leave_everything_else_in_place():
+    torch.manual_seed(0)
+    model, x = Model().eval(), torch.randn(5, 3, 4)
+    wanted, names = model(x), [name for name, _ in model.named_parameters()]
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    called = []
+    model.gru.register_forward_hook(lambda *_: called.append(1))
+    before = list(model.parameters())
+    assert bridge.accelerate(model) is model
+    assert [type(m) for m in (model.gru, *model.rest)] == [bridge.GRU, bridge.LSTM, bridge.RNN]
+    assert type(model.first) is torch.nn.Linear
+    close(model(x), wanted)
+    assert called
+    assert not model.gru.training
+    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+    assert [name for name, _ in model.named_parameters()] == names
+    model(x).sum().backward()
+    optimiser.step()
+    stepped = model(x)
+    assert (stepped != wanted).any()
+    bridge.restore(model)
+    assert [type(m) for m in (model.gru, *model.rest)] == [
+        torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN,
+    ]  # fmt: skip
+    close(stepped, model(x))
+    assert type(bridge.accelerate(torch.nn.GRU(3, 4))) is bridge.GRU
+    own = type("Own", (torch.nn.GRU,), {})(3, 4)
+    assert type(bridge.accelerate(own)) is type(own)  # it may do something else
+
+
+def test_accelerate_names_what_it_leaves_alone():
+    model = torch.nn.Sequential(torch.nn.LSTM(3, 4, proj_size=2), torch.nn.GRU(2, 3).half())
+    with pytest.warns(UserWarning, match=r"0 \(proj_size=2.*1 \(weight_ih_l0 is of torch.float16"):
+        bridge.accelerate(model)
+    assert type(model[0]) is torch.nn.LSTM
+
+
+def test_copies_pickles_and_state_dicts():
+    module, x = bridge.LSTM(3, 5, 2), torch.randn(6, 2, 3)
+    wanted = module(x)[0].detach()
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = torch.nn.LSTM(3, 5, 2)
+    loaded.load_state_dict(torch.load(file))
+    close(loaded(x)[0], wanted)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(other) is bridge.LSTM
+        assert torch.equal(other(x)[0], wanted)
+        with torch.no_grad():
+            other.weight_hh_l0.zero_()
+        assert torch.equal(module(x)[0], wanted)
+    assert repr(module) == repr(torch.nn.LSTM(3, 5, 2))
+    assert fb.from_state_dict(module.state_dict())(x.numpy())[0].shape == (6, 2, 5)
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Items that a recurrent layer makes, in a worker process."""
+
+    def __init__(self):
+        self.module = bridge.GRU(3, 5).requires_grad_(False)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return self.module(torch.full((2, 3), float(i)))[0]
+
+
+@pytest.mark.parametrize(
+    "method", sorted({"fork", "spawn"} & {*multiprocessing.get_all_start_methods()})
+)
+def test_in_the_workers_of_a_data_loader(method):
+    data = Encoded()
+    wanted = torch.stack([data[i] for i in range(4)])
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=2, num_workers=2, multiprocessing_context=method
+    )
+    torch.testing.assert_close(torch.cat(list(loader)), wanted, rtol=0, atol=0)
+
+
+def test_torch_says_how_many_threads(monkeypatch):
+    seen = []
+    share = fb.threads.share
+    monkeypatch.setattr(
+        "fastbptt.layers.share", lambda *a: (seen.append(fb.get_num_threads()), share(*a))
+    )
+    before, own = torch.get_num_threads(), fb.get_num_threads()
+    module, x = bridge.RNN(3, 5), torch.randn(6, 2, 3, requires_grad=True)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            module(x)[0].sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1] * (len(seen) // 2) + [2] * (len(seen) // 2)
+    assert fb.get_num_threads() == own
+
+
+def test_a_training_goes_as_torch_nn_does():
+    """Ten steps of Adam from the same seed: the losses agree to rounding."""
+    losses = []
+    for library, kind in itertools.product((torch.nn, bridge), KINDS):
+        torch.manual_seed(0)
+        layer, head = getattr(library, kind)(8, 24), torch.nn.Linear(24, 8)
+        optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], 1e-2)
+        codes = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (31, 6)))
+        x = torch.nn.functional.one_hot(codes, 8).float()
+        for _ in range(10):
+            optimiser.zero_grad()
+            guess = head(layer(x[:-1])[0])
+            loss = torch.nn.functional.cross_entropy(guess.flatten(0, 1), codes[1:].flatten())
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    theirs, ours = np.split(np.array(losses), 2)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert (np.diff(ours.reshape(3, 10), axis=1) < 0).all()
