@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from .diagnosis import Diagnosis, diagnose
+from .kernels.memory import release as release_memory
 from .loading import from_keras, from_onnx, from_state_dict, load
 from .networks import GRU, LSTM, MGU, RNN
 from .spectral import JacobianStream, StreamResult
@@ -25,5 +26,6 @@ __all__ = [
     "from_state_dict",
     "get_num_threads",
     "load",
+    "release_memory",
     "set_num_threads",
 ]

@@ -264,7 +264,8 @@ def from_keras(
     """
     orders = {"RNN": "a", "GRU": "zrn", "LSTM": "ifgo"}
     order = orders[checks.choice(kind, "kind", orders)]
-    stack = [weights] if len(weights) and np.ndim(weights[0]) == 2 else list(weights)
+    nested = len(weights) > 0 and isinstance(weights[0], (list, tuple))
+    stack = list(weights) if nested else [weights]
     if kind == "GRU":
         options["reset_after"] = checks.flag(reset_after, "reset_after")
     arrays: dict[str, np.ndarray] = {}

@@ -23,7 +23,7 @@ def pack_slots(gates: list[np.ndarray]) -> list[np.ndarray]:
         return []
     H, K = gates[0].shape
     Hp, dtype = padded(H, gates[0].dtype), gates[0].dtype
-    if Hp > BLOCK * lanes(dtype):
+    if len(gates) == 1 or Hp > BLOCK * lanes(dtype):
         return [pack(gate) for gate in gates]
     together = np.zeros((len(gates), Hp, K), dtype)
     together[:, :H] = gates
@@ -66,8 +66,8 @@ class Layer:
 
     def _gates(self, w: np.ndarray, letters: str) -> list[np.ndarray]:
         """The gates of w (G·H,.) that the letters name, (H,.) each."""
-        split = np.split(w, len(self.design.gates))
-        return [split[self.design.gates.index(letter)] for letter in letters]
+        H, gates = self.hidden_size, self.design.gates
+        return [w[gates.index(letter) * H : (gates.index(letter) + 1) * H] for letter in letters]
 
     def _bias(self) -> np.ndarray:
         """(slots·Hp,): in each slot the biases of what is added up there."""
@@ -112,16 +112,15 @@ class Layer:
         Hp = padded(H, self.dtype)
 
         def in_order(y: np.ndarray, letters: str, columns: int) -> np.ndarray:
-            slots = y.reshape(len(letters), Hp, -1)
-            order = [letters.index(letter) for letter in design.gates]
-            return np.concatenate([slots[s, :H, :columns] for s in order])
+            starts = [letters.index(letter) * Hp for letter in design.gates]
+            return np.concatenate([y[s : s + H, :columns] for s in starts])
 
         first = design.slots.first * Hp
-        x_rows = db[: design.slots.x * Hp]
+        db = db[:, None]
         return (
             in_order(dw_ih, design.x_gates, self.input_size),
             in_order(dw_hh, design.h_gates, H),
-            in_order(x_rows, design.x_gates, 1).reshape(-1),
+            in_order(db, design.x_gates, 1).reshape(-1),
             in_order(db[first:], design.h_gates, 1).reshape(-1),
         )
 

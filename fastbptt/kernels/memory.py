@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _LINE = 64  # bytes of a cache line
+_LEAST_KEPT = 1 << 16  # bytes: what is smaller the allocator itself keeps
 _MOST_IDLE = 1 << 28  # bytes kept for the next call
 
 _idle: dict[int, np.ndarray] = {}  # each of its operations is atomic: no lock, and safe to fork
@@ -25,11 +26,22 @@ class _Block:
         if self._raw.nbytes > _MOST_IDLE:
             return
         _idle[id(self._raw)] = self._raw
-        while sum(raw.nbytes for raw in list(_idle.values())) > _MOST_IDLE:
+        while sum([raw.nbytes for raw in list(_idle.values())]) > _MOST_IDLE:
             _idle.pop(next(iter(_idle), 0), None)  # the oldest
 
 
-def _raw(size: int) -> np.ndarray:
+def release() -> None:
+    """Give back to the system the memory, at most 256 MB, that fastbptt keeps for its next calls.
+
+    Examples
+    --------
+    >>> import fastbptt as fb
+    >>> fb.release_memory()
+    """
+    _idle.clear()
+
+
+def _reused(size: int) -> np.ndarray:
     """So many bytes, idle ones if there are."""
     for key, raw in list(_idle.items()):
         if raw.nbytes == size and _idle.pop(key, None) is not None:
@@ -40,10 +52,14 @@ def _raw(size: int) -> np.ndarray:
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised array that begins on a cache line: a register across two costs double."""
     dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(shape)
     if size == 0:
         return np.empty(shape, dtype)
-    raw = _raw(-(-size // 4096) * 4096 + _LINE)
+    if size * dtype.itemsize < _LEAST_KEPT:
+        small = np.empty(size + _LINE // dtype.itemsize, dtype)
+        offset = -small.__array_interface__["data"][0] % _LINE // dtype.itemsize
+        return small[offset : offset + size].reshape(shape)
+    raw = _reused(-(-size * dtype.itemsize // 4096) * 4096 + _LINE)
     start = raw.__array_interface__["data"][0]
     interface = {
         "shape": tuple(map(int, shape)),

@@ -53,10 +53,14 @@ def pack_transposed(gates: Sequence[np.ndarray]) -> np.ndarray:
     k0 = K // panel * panel
     whole = panels[: k0 * rows].reshape(-1, len(gates), Hp, panel)
     rest = panels[k0 * rows :].reshape(len(gates), Hp, -1)
-    whole[:, :, H:] = rest[:, H:] = rest[:, :, K - k0 :] = 0
+    if Hp > H:
+        whole[:, :, H:] = rest[:, H:] = 0
     for s, gate in enumerate(gates):
         whole[:, s, :H] = gate[:, :k0].reshape(H, -1, panel).swapaxes(0, 1)
-        rest[s, :H, : K - k0] = gate[:, k0:]
+    if k0 < K:
+        rest[:, :, K - k0 :] = 0
+        for s, gate in enumerate(gates):
+            rest[s, :H, : K - k0] = gate[:, k0:]
     return panels
 
 
