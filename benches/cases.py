@@ -11,6 +11,9 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 THREADS = sorted({1, len(CORES) or os.cpu_count() or 1})
 
 
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+
+
 class Case(NamedTuple):
     """One task on one shape; `k` probes if it is a stream."""
 
@@ -22,19 +25,26 @@ class Case(NamedTuple):
     k: int = 0
     nonlinearity: str = "tanh"
     dtype: str = "float32"
+    cell: str = "rnn"
+
+    @property
+    def kind(self) -> str:
+        """The cell, of the plain one its nonlinearity."""
+        return self.nonlinearity if self.cell == "rnn" else self.cell
 
     @property
     def name(self) -> str:
         probes = f"-k{self.k}" if self.k else ""
         shape = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}{probes}"
-        return f"{self.task}-{self.nonlinearity}-{self.dtype}-{shape}"
+        return f"{self.task}-{self.kind}-{self.dtype}-{shape}"
 
     @property
     def flops(self) -> int:
         """Of one step; the elementwise part is not counted."""
         if self.task == "stream":
             return 2 * self.B * self.H * (self.I + self.H * (1 + self.k))
-        return {"forward": 2, "train": 6}[self.task] * self.B * self.H * (self.I + self.H)
+        passes = {"forward": 2, "train": 6, "bridge": 6}[self.task]
+        return passes * self.B * GATES[self.cell] * self.H * (self.I + self.H)
 
     def shortened(self, T: int) -> "Case":
         """The same with at most T steps."""
@@ -50,8 +60,10 @@ SHAPES = [
     (50, 64, 256, 1024),
 ]
 CASES = {
-    "forward": [Case("forward", *shape) for shape in SHAPES],
-    "train": [Case("train", *shape) for shape in SHAPES],
+    task: [Case(task, *shape, cell=cell) for cell in GATES for shape in SHAPES]
+    for task in ("forward", "train")
+} | {
+    "bridge": [Case("bridge", *SHAPES[0], cell=cell) for cell in GATES],
     "stream": [
         Case("stream", 10_000, 1, I, H, k) for I, H in ((32, 64), (64, 256)) for k in (1, 8)
     ],
@@ -76,8 +88,8 @@ class Inputs(NamedTuple):
 def inputs(case: Case, dtype: str | None = None) -> Inputs:
     """The inputs of a case; PyTorch's initialisation of the weights."""
     T, B, I, H = case.T, case.B, case.I, case.H
-    rng, bound = np.random.default_rng(0), H**-0.5
-    shapes = zip(WEIGHTS, ((H, I), (H, H), (H,), (H,)), strict=True)
+    rng, bound, rows = np.random.default_rng(0), H**-0.5, GATES[case.cell] * H
+    shapes = zip(WEIGHTS, ((rows, I), (rows, H), (rows,), (rows,)), strict=True)
 
     def cast(y: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(y.astype(case.dtype).astype(dtype or case.dtype))

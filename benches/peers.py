@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gated
 import numpy as np
 from cases import QUICK_STEPS, WEIGHTS, Case, Inputs
 
@@ -27,7 +28,8 @@ SLOPES: dict[str, Callable[[Any], Any]] = {"tanh": lambda h: 1 - h * h, "relu": 
 def _fastbptt_net(case: Case, data: Inputs) -> Any:
     import fastbptt as fb
 
-    net = fb.RNN(case.I, case.H, nonlinearity=case.nonlinearity, dtype=case.dtype)
+    options = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
+    net = getattr(fb, case.cell.upper())(case.I, case.H, dtype=case.dtype, **options)
     net.load_state_dict(data.weights)
     return net
 
@@ -80,10 +82,14 @@ def _numpy_states(case: Case, data: Inputs) -> np.ndarray:
 
 
 def numpy_forward(case: Case, data: Inputs) -> Call:
+    if case.cell != "rnn":
+        return lambda: [gated.numpy_states(case, data)[0][1:]]
     return lambda: [_numpy_states(case, data)[1:]]
 
 
 def numpy_train(case: Case, data: Inputs) -> Call:
+    if case.cell != "rnn":
+        return lambda: gated.numpy_gradients(case, data)
     w_ih, w_hh, _, _ = data.weights.values()
 
     def call() -> list[Any]:
@@ -128,7 +134,8 @@ def _torch_net(case: Case, data: Inputs) -> tuple[Any, Any]:
     import torch
 
     dtype = getattr(torch, case.dtype)
-    net = torch.nn.RNN(case.I, case.H, nonlinearity=case.nonlinearity, dtype=dtype)
+    options = {"nonlinearity": case.nonlinearity} if case.cell == "rnn" else {}
+    net = getattr(torch.nn, case.cell.upper())(case.I, case.H, dtype=dtype, **options)
     net.load_state_dict({name: torch.from_numpy(y) for name, y in data.weights.items()})
     return torch, net
 
@@ -149,6 +156,25 @@ def torch_train(case: Case, data: Inputs) -> Call:
     x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
     wanted = [*(getattr(net, name) for name in WEIGHTS), x]
     return lambda: list(torch.autograd.grad(net(x)[0], wanted, dy))
+
+
+def bridge_train(case: Case, data: Inputs) -> Call:
+    """torch_train with the module's layer computed by fastbptt."""
+    import fastbptt as fb
+    from fastbptt.bridges.torch import accelerate
+
+    torch, net = _torch_net(case, data)
+    accelerate(net)
+    x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
+    wanted = [*(getattr(net, name) for name in WEIGHTS), x]
+
+    def call() -> list[Any]:
+        torch.set_num_threads(fb.get_num_threads())
+        with torch.no_grad():
+            net.bias_hh_l0.add_(0)  # as after an optimiser's step
+        return [y.numpy() for y in torch.autograd.grad(net(x)[0], wanted, dy)]
+
+    return call
 
 
 def torch_stream(case: Case, data: Inputs, every: int) -> Call:
@@ -201,6 +227,8 @@ def _jax_call(case: Case, data: Inputs, function: Callable[..., Any], *rest: Any
 def _jax_states(case: Case) -> Callable[..., Any]:
     """(unroll, weights, x) -> h[1:], the input projection hoisted out of the scan."""
     jax, jnp, f = _jax(case)
+    if case.cell != "rnn":
+        return partial(gated.jax_states, case, jax)
 
     def states(unroll: int, weights: list[Any], x: Any) -> Any:
         w_ih, w_hh, b_ih, b_hh = weights
@@ -234,6 +262,8 @@ def jax_train(case: Case, data: Inputs) -> Call:
 def jax_train_expert(case: Case, data: Inputs) -> Call:
     """The backward scan makes da only; the weight gradients are one product each, behind it."""
     (jax, jnp, _), states = _jax(case), _jax_states(case)
+    if case.cell != "rnn":
+        return _jax_call(case, data, partial(gated.jax_expert, case, jax), data.dy)
 
     def train(unroll: int, weights: list[Any], x: Any, dy: Any) -> list[Any]:
         w_ih, w_hh, _, _ = weights
@@ -290,6 +320,7 @@ PEERS: dict[str, dict[str, Setup]] = {
         "jax expert": jax_train_expert,
         "numpy": numpy_train,
     },
+    "bridge": {"fastbptt": bridge_train, "torch": torch_train},
     "stream": {
         "fastbptt": fastbptt_stream,
         "torch": partial(torch_stream, every=8),
@@ -298,3 +329,12 @@ PEERS: dict[str, dict[str, Setup]] = {
         "numpy": partial(numpy_stream, every=8),
     },
 }
+
+
+def libraries(case: Case) -> dict[str, Setup]:
+    """Who is measured on a case: NumPy's loops are no rival where a step has several gates."""
+    return {
+        name: setup
+        for name, setup in PEERS[case.task].items()
+        if name != "numpy" or case.cell == "rnn"
+    }

@@ -55,7 +55,7 @@ def verdict(met: bool | None) -> str:
 def sweep_bar(info: Info) -> bool:
     """1.5 x the best peer, or 85 % of the peak and never slower; more for one small sequence."""
     met = ratio(info) >= 1.5 or (info["share_of_peak"] >= 0.85 and ratio(info) >= 1)
-    if info["task"] == "train" and info["B"] == 1 and info["H"] <= 64:
+    if info["task"] == "train" and info["B"] == 1 and info["H"] <= 64 and info["cell"] != "lstm":
         met = met and ratio(info, "jax (") >= 3 and ratio(info, "torch") >= 30
     return met
 
@@ -93,7 +93,7 @@ def sweeps(infos: list[Info]) -> str:
     rows = [
         [
             f"{info['T']}, {info['B']}, {info['I']}, {info['H']}",
-            f"{info['task']}, {info['nonlinearity']}, {info['dtype']}",
+            f"{info['task']}, {info['kind']}, {info['dtype']}",
             str(info["threads"]),
             *measured(info),
             f"{info['errors']['fastbptt']:.0e}",
@@ -105,7 +105,8 @@ def sweeps(infos: list[Info]) -> str:
     head = ["T, B, I, H", "task", "threads", *COLUMNS, "error", "bar"]
     return (
         f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The bar: 1.5, or 85 % "
-        "of the FMA peak and never slower; for B = 1, H = 64, train also 3 x jax and 30 x torch."
+        "of the FMA peak and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and 30 x "
+        "torch."
     )
 
 
@@ -125,6 +126,26 @@ def streams(infos: list[Info]) -> str:
         f"`JacobianStream`, B = 1, one thread:\n\n{table(head, rows)}\n\nThe bar: k = 8: 3 x jax "
         "at H = 64, 1.5 x and 70 % of the FMA peak at H = 256; k = 1: 1.15 x the time of the "
         "forward pass alone at H = 256."
+    )
+
+
+def bridges(infos: list[Info]) -> str:
+    rows = []
+    for info in infos:
+        spread, plain = ratios(info, best(info)), info["cell"] != "lstm"
+        rows.append(
+            [
+                info["cell"],
+                micro(info["seconds"]["fastbptt"]),
+                f"{best(info)}: {micro(info['seconds'][best(info)])}",
+                f"{ratio(info):.1f} ({min(spread):.1f}–{max(spread):.1f})",
+                verdict(ratio(info) >= 10) if plain else verdict(None),
+            ]
+        )
+    head = ["layer", "µs/step", "torch.nn (threads): µs/step", "ratio (min–max)", "bar"]
+    return (
+        "Forward and backward through `fastbptt.bridges.torch` inside torch's autograd, T = 1000, "
+        f"B = 1, H = 64:\n\n{table(head, rows)}\n\nThe bar: 10 for RNN and GRU."
     )
 
 
@@ -171,6 +192,8 @@ def text(report: dict[str, Any]) -> str:
     streamed = [info for info in infos if info["task"] == "stream"]
     others = {info["task"]: info for info in infos if "H" not in info}
     parts += [sweeps(compared)] if compared else []
+    bridged = [info for info in infos if info["task"] == "bridge"]
+    parts += [bridges(bridged)] if bridged else []
     parts += [streams(streamed)] if streamed else []
     parts += [starts(others)] if others else []
     return "\n\n".join(parts)

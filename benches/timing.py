@@ -15,10 +15,11 @@ from typing import Any
 import numba
 import numpy as np
 from cases import CHECKED_STEPS, CORES, LOOP_STEPS, TOLERANCE, Case, inputs
-from peers import PEERS, SLOPES, Call, Setup, numpy_forward, numpy_train
+from peers import PEERS, SLOPES, Call, Setup, libraries, numpy_forward, numpy_train
 
 import fastbptt as fb
-from fastbptt.kernels.panels import aligned, panel_matmul
+from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.panels import panel_matmul
 from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
 
 _WARM = 0.01  # seconds of untimed calls before a timed one: the others' threads stop to spin
@@ -138,7 +139,7 @@ def reference(case: Case, columns: int) -> list[np.ndarray]:
     data = inputs(case, "float64")
     if case.task == "forward":
         return numpy_forward(case, data)()
-    if case.task == "train":
+    if case.task in ("train", "bridge"):
         return numpy_train(case, data)()
     (h,) = numpy_forward(case, data)()
     product = data.V[:, :columns]
@@ -204,7 +205,7 @@ def compare(
     results = _arrays(setup(checked, inputs(checked))())
     errors = {"fastbptt": relative_error(checked, "fastbptt", results)}
     rivals: dict[str, tuple[str, int]] = {}
-    for library in PEERS[case.task]:
+    for library in libraries(case):
         for n in peer_threads if library != "fastbptt" else []:
             name = f"{library} ({n})"
             rivals[name] = library, n
@@ -232,7 +233,7 @@ def compare(
 
     with pinned(threads):
         benchmark.pedantic(call, setup=others, rounds=rounds)
-    benchmark.extra_info.update(case._asdict(), threads=threads, errors=errors)
+    benchmark.extra_info.update(case._asdict(), kind=case.kind, threads=threads, errors=errors)
     if benchmark.enabled:
         ours = [once / case.T for once in benchmark.stats.stats.data]
         gflops, peak = case.flops / statistics.median(ours) / 1e9, statistics.median(peaks)

@@ -1,0 +1,10 @@
+"""A training step of torch with the layer computed by fastbptt, against torch.nn's own."""
+
+import pytest
+from cases import CASES, THREADS
+
+
+@pytest.mark.parametrize("case", CASES["bridge"], ids=lambda case: case.name)
+def test_bridge(compare, case):
+    # One sequence keeps one thread busy; torch may have more if that helps it.
+    compare(case, 1, peer_threads=THREADS)
