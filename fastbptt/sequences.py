@@ -90,6 +90,8 @@ class Sequences:
 
     def begin(self, state: np.ndarray, width: int) -> np.ndarray:
         """state (B,H) -> (N,width): what each piece begins with, zeros in the padding."""
+        if self.dense and state.shape[1] == width:
+            return state
         first = np.zeros((self.N, width), state.dtype)
         known = self._begins >= 0
         first[self._begins[known], : state.shape[1]] = state[known]
@@ -97,24 +99,33 @@ class Sequences:
 
     def begun(self, first: np.ndarray, H: int) -> np.ndarray:
         """The adjoint of `begin`: (N,width) -> (B,H)."""
+        if self.dense:
+            return first[:, :H]
         state = first[self._begins, :H]
         state[self._begins < 0] = 0
         return state
 
     def end(self, states: np.ndarray, H: int, halves: bool = False) -> np.ndarray:
         """states (N+S,.), (2N,.) if `halves`, -> (B,H): the last of each sequence."""
+        if self.dense and not halves:
+            return states[self.S :, :H]
         steps = self.lengths[self._ends]
         return states[(steps % 2 * self.N if halves else self.starts[steps]) + self._ends, :H]
 
     def ended(self, state: np.ndarray, width: int) -> np.ndarray:
         """The adjoint of `end`: state (B,H) -> (N,width), for the last state of each piece."""
         last = aligned((self.N, width), state.dtype)
+        if self.dense and state.shape[1] == width:
+            last[:] = state
+            return last
         last[:] = 0
         last[self._ends, : state.shape[1]] = state
         return last
 
-    def last_steps(self) -> tuple[np.ndarray, np.ndarray]:
+    def last_steps(self) -> tuple[np.ndarray | slice, np.ndarray | slice]:
         """The pieces that have steps, and the row of the last step of each."""
+        if self.dense:
+            return slice(0, self.N if self.T else 0), slice(max(0, self.S - self.N), self.S)
         pieces = np.flatnonzero(self.lengths)
         return pieces, self.starts[self.lengths[pieces]] + pieces - self.N
 

@@ -22,7 +22,8 @@ GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a ti
 
 def padded(n: int, dtype: Any) -> int:
     """n rounded up to whole registers."""
-    return -(-n // lanes(dtype)) * lanes(dtype)
+    width = lanes(dtype)
+    return -(-n // width) * width
 
 
 def pack(weights: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ LLVM vectorises one row of a product well and several rows badly, so the tile sa
 stay in registers.  Nothing outside this file knows how wide a register is but through `LANES`.
 """
 
+import functools
 import operator
 from typing import Any
 
@@ -29,6 +30,7 @@ PANELS = {1: 4, 2: 4, 3: 2} if ROWS == 8 else {1: 4, 2: 2, 3: 2}
 TOGETHER = 4 if REGISTER_BYTES == 32 else 8
 
 
+@functools.cache
 def lanes(dtype: Any) -> int:
     """Elements of one register; every padded axis is a multiple of this."""
     return REGISTER_BYTES // np.dtype(dtype).itemsize

@@ -14,7 +14,7 @@ from .jit import kernel
 from .panels import BLOCK, panel_matmul
 from .simd import line, rows, shifted
 
-CHUNK_ROWS = 128  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
+CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
 @kernel
@@ -144,7 +144,8 @@ def backward(cell, dy, m, d, starts, width, span):
                 j1 = min(j0 + block, Hp)
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * head * Hp, 0)
-                panel_matmul(source, later, w, head * Hp, width, j1 - j0, dh, dh)
+                above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
+                panel_matmul(source, later, w, head * Hp, width, j1 - j0, above, dh)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
@@ -152,7 +153,7 @@ def backward(cell, dy, m, d, starts, width, span):
                         for j in range(j0, j1):
                             record[j] = whole[j]
                 adjoint(cell, m, d, at, M, j0, j1)
-                if not gated and t > 0:
+                if n.direct and not gated and t > 0:
                     _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
             if gated:
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
@@ -177,7 +178,10 @@ def backward(cell, dy, m, d, starts, width, span):
     source = rows(d.da, b0 * wide + n.first * Hp, wide)
     dh = rows(d.dh, b0 * Hp, Hp)
     M = active(starts, t0, b0, b1)
-    panel_matmul(source, M, w_hh, head * Hp, width, Hp, dh, dh)
+    above = dh
+    if not n.direct:
+        above = rows(dy, (starts[t0] - N + b0) * Hp, Hp) if t0 > 0 else zeros
+    panel_matmul(source, M, w_hh, head * Hp, width, Hp, above, dh)
 
 
 @kernel

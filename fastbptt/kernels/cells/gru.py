@@ -16,8 +16,8 @@ from ..simd import line
 from . import Design, Slots, adjoint, gate, gate_adjoint, gate_tangent, slots, step, tangent
 
 # n, r, z of x and r, z, n of h overlap in r and z: the n of x and that of h are not added up.
-SLOTS = Slots(x=3, first=1, gate=1, last=4)
-SLOTS_BEFORE = Slots(x=3, first=0, gate=2, last=3)  # r z n, and r h
+SLOTS = Slots(x=3, first=1, gate=1, last=4, direct=True)
+SLOTS_BEFORE = Slots(x=3, first=0, gate=2, last=3, direct=True)  # r z n, and r h
 
 
 class GRU(NamedTuple):

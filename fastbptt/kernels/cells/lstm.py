@@ -14,7 +14,7 @@ from ..jit import implements
 from ..simd import line
 from . import Design, Slots, adjoint, slots, step, tangent
 
-SLOTS = Slots(x=4, first=0, gate=0, last=4)  # i f g o
+SLOTS = Slots(x=4, first=0, gate=0, last=4, direct=False)  # i f g o
 
 
 class LSTM(NamedTuple):
@@ -59,7 +59,7 @@ def _lstm_step(cell, m, at, M, j0, j1):
 def _lstm_adjoint(cell, m, d, at, M, j0, j1):
     """dc += dh o (1 - tanh² c); each da is what reaches its gate times the slope; dc <- dc f."""
     n = m.h.shape[1]
-    zero, one = m.h.dtype.type(0), m.h.dtype.type(1)
+    one = m.h.dtype.type(1)
     for b in range(M):
         c, do = line(m.c, (at.c_next + b) * n, "c"), line(d.da, (4 * (at.da + b) + 3) * n, "da3")
         for j in range(j0, j1):
@@ -74,7 +74,6 @@ def _lstm_adjoint(cell, m, d, at, M, j0, j1):
             tanh_c = do[j]
             dc[j] += dh[j] * o[j] * (one - tanh_c) * (one + tanh_c)
             do[j] = dh[j] * tanh_c * o[j] * (one - o[j])
-            dh[j] = zero
     if d.step_c.shape[0] > 0:
         for b in range(M):
             dc, record = line(d.dc, (at.d + b) * n, "dc"), line(d.step_c, (at.step + b) * n, "step")

@@ -14,7 +14,7 @@ from ..jit import implements
 from ..simd import line
 from . import Design, Slots, adjoint, gate, gate_adjoint, gate_tangent, slots, step, tangent
 
-SLOTS = Slots(x=2, first=0, gate=1, last=2)  # f n, and f h
+SLOTS = Slots(x=2, first=0, gate=1, last=2, direct=True)  # f n, and f h
 
 
 class MGU(NamedTuple):

@@ -12,7 +12,7 @@ from ..jit import implements
 from ..simd import line
 from . import Design, Slots, adjoint, slots, step, tangent
 
-SLOTS = Slots(x=1, first=0, gate=0, last=1)
+SLOTS = Slots(x=1, first=0, gate=0, last=1, direct=False)
 
 
 class RNN(NamedTuple):
@@ -46,13 +46,11 @@ def _rnn_step(cell, m, at, M, j0, j1):
 def _rnn_adjoint(cell, m, d, at, M, j0, j1):
     """da = dh f'(a)."""
     n = m.h.shape[1]
-    zero = m.h.dtype.type(0)
     for b in range(M):
         h, da = line(m.h, (at.h_next + b) * n, "h"), line(d.da, (at.da + b) * n, "da0")
         dh = line(d.dh, (at.d + b) * n, "dh")
         for j in range(j0, j1):
             da[j] = dh[j] * slope_at_value(cell.act, h[j])
-            dh[j] = zero
 
 
 @implements(tangent, RNN)
