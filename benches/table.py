@@ -105,8 +105,8 @@ def sweeps(infos: list[Info]) -> str:
     head = ["T, B, I, H", "task", "threads", *COLUMNS, "error", "bar"]
     return (
         f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The bar: 1.5, or 85 % "
-        "of the FMA peak and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and 30 x "
-        "torch."
+        "of the FMA peak and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and "
+        "30 x torch."
     )
 
 

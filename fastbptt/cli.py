@@ -29,10 +29,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="text, .npy of (T, I), or .wav (Python's language reference)",
     )
-    add("--nonlinearity", default="tanh", help="tanh, relu or sigmoid (%(default)s)")
+    add("--cell", help="rnn, gru, lstm or mgu (rnn, or that of --weights)")
+    add("--nonlinearity", default="tanh", help="of the rnn: tanh, relu or sigmoid (%(default)s)")
     add("--hidden", type=int, help="units (128)")
+    add("--layers", type=int, help="layers (1)")
     add("--gain", type=float, help="spectral norm given to W_hh (as PyTorch initialises it)")
-    add("--weights", metavar="FILE.npz", help="a state_dict under PyTorch's names")
+    add(
+        "--weights",
+        metavar="FILE",
+        help=".npz or .safetensors: a state_dict under PyTorch's names, or from net.save",
+    )
     add("--steps", type=int, help="steps to read (100000, or all of --input)")
     add("--probes", type=int, default=8, help="random vectors that ride along (%(default)s)")
     add("--delta", type=float, default=0.05, help="risk of the upper bound (%(default)s)")
@@ -49,53 +55,62 @@ def _log(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _weights(path: str, dtype: str | None) -> dict[str, Any]:
-    """The arrays of an .npz, without pickle."""
-    import zipfile
+def _stored(args: argparse.Namespace) -> Any:
+    """The net of --weights, without pickle."""
+    from . import files, from_state_dict, load
 
-    import numpy as np
-
+    path, options = args.weights, {}
     try:
-        with open(path, "rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ValueError("expected an .npz of several arrays, got one array")
-            loaded = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays, about = files.read_arrays(path, "weights")
+        if about is None:  # not from net.save: its options are those of the command line
+            gates = arrays["weight_hh_l0"].shape if "weight_hh_l0" in arrays else ()
+            if len(gates) == 2 and gates[0] == gates[1]:
+                options["nonlinearity"] = args.nonlinearity
+            arrays = {n: y.astype(args.dtype) if args.dtype else y for n, y in arrays.items()}
+            net = from_state_dict(arrays, args.cell and args.cell.upper(), **options)
+        else:
+            net = load(path)
+    except (OSError, TypeError, ValueError, ImportError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"--weights {path}: {reason}") from None
-    return {name: y.astype(dtype) if dtype else y for name, y in loaded.items()}
+        raise ValueError(f"--weights {path}: {str(reason).removeprefix(f'{path}: ')}") from None
+    for option, given, has in (
+        ("--hidden", args.hidden, net.hidden_size),
+        ("--layers", args.layers, net.num_layers),
+        ("--dtype", args.dtype, str(net.dtype)),
+        ("--cell", args.cell, type(net).__name__.lower()),
+    ):
+        if given not in (None, has):
+            raise ValueError(f"{option} {given}: --weights has {has}")
+    return net
 
 
-def _network(args: argparse.Namespace, I: int, weights: dict[str, Any] | None) -> Any:
+def _network(args: argparse.Namespace, I: int, net: Any) -> Any:
     """The net to diagnose, for inputs of I features."""
     import numpy as np
 
-    from . import RNN, checks
+    from . import checks, networks
 
-    if weights is not None:
-        shape = np.shape(weights.get("weight_hh_l0", 0))
-        if len(shape) != 2:
-            raise ValueError(f"--weights {args.weights}: weight_hh_l0 is missing or no matrix")
-        if args.hidden not in (None, shape[0]):
-            raise ValueError(f"--hidden {args.hidden}: --weights has {shape[0]} units")
-        bias = "bias_ih_l0" in weights or "bias_hh_l0" in weights
-        dtype = weights["weight_hh_l0"].dtype
-        net = RNN(I, shape[0], nonlinearity=args.nonlinearity, bias=bias, dtype=dtype)
-        try:
-            net.load_state_dict(weights)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"--weights {args.weights}: {error}") from None
-    else:
+    if net is None:
         hidden = checks.size(128 if args.hidden is None else args.hidden, "--hidden")
-        net = RNN(
-            I, hidden, nonlinearity=args.nonlinearity, dtype=args.dtype or "float32", rng=args.seed
+        layers = checks.size(1 if args.layers is None else args.layers, "--layers")
+        kinds = {kind.lower(): kind for kind in networks.NETWORKS}
+        kind = networks.NETWORKS[kinds[checks.choice(args.cell or "rnn", "--cell", kinds)]]
+        options = {"nonlinearity": args.nonlinearity} if kind is networks.RNN else {}
+        dtype = args.dtype or "float32"
+        net = kind(I, hidden, layers, dtype=dtype, rng=args.seed, **options)
+    elif net.input_size != I:
+        raise ValueError(
+            f"--weights {args.weights}: weight_ih_l0 has shape {net.weight_ih_l0.shape}, but the "
+            f"input has {I} features"
         )
     if args.gain is not None:
-        norm = np.linalg.norm(net.weight_hh_l0.astype(np.float64), 2)
-        if not (0 < args.gain < np.inf) or norm == 0:
-            raise ValueError(f"--gain: expected a finite number above 0, got {args.gain}")
-        net.weight_hh_l0 = (net.weight_hh_l0 * (args.gain / norm)).astype(net.dtype)
+        state = net.state_dict()
+        for name in [name for name in state if name.startswith("weight_hh")]:
+            norm = np.linalg.norm(state[name].astype(np.float64), 2)
+            if not (0 < args.gain < np.inf) or norm == 0:
+                raise ValueError(f"--gain: expected a finite number above 0, got {args.gain}")
+            state[name] = (state[name] * (args.gain / norm)).astype(net.dtype)
+        net.load_state_dict(state)
     return net
 
 
@@ -176,10 +191,9 @@ def _diagnose(args: argparse.Namespace) -> None:
         checks.dtype(args.dtype)
     if args.plot is not None:
         _picture_path(args.plot)
-    weights = None if args.weights is None else _weights(args.weights, args.dtype)
-    stored = None if weights is None else weights.get("weight_hh_l0")
+    stored = None if args.weights is None else _stored(args)
     x = _sequence(args, checks.dtype(args.dtype or getattr(stored, "dtype", "float32")))
-    net = _network(args, x.shape[-1], weights)
+    net = _network(args, x.shape[-1], stored)
     progress, close = _bar(args.json)
     try:
         diagnosis = diagnose(
@@ -229,15 +243,19 @@ def _info(args: argparse.Namespace) -> None:
 def _warmup(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from . import RNN, JacobianStream
+    from . import JacobianStream, networks
     from .kernels.activations import TAGS
 
-    for nonlinearity in TAGS:
+    kinds: list[tuple[str, dict[str, Any]]] = [("RNN", {"nonlinearity": tag}) for tag in TAGS]
+    kinds += [("GRU", {"reset_after": True}), ("GRU", {"reset_after": False})]
+    kinds += [(kind, {}) for kind in networks.NETWORKS if kind not in ("RNN", "GRU")]
+    for kind, options in kinds:
         for dtype in (np.float32, np.float64):
-            net, x = RNN(2, 3, nonlinearity=nonlinearity, dtype=dtype), np.zeros((2, 1, 2), dtype)
+            x = np.zeros((2, 1, 2), dtype)
+            net = networks.NETWORKS[kind](2, 3, dtype=dtype, **options)
             net.trace(x).backward()
             JacobianStream(net).update(x)
-            _log(f"{nonlinearity} {np.dtype(dtype)} is compiled")
+            _log(f"{net} is compiled")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

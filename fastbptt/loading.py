@@ -69,9 +69,8 @@ def from_state_dict(
     if w_ih.ndim != 2 or w_hh.ndim != 2 or 0 in w_hh.shape:
         where = f" after the prefix {prefix!r}" if prefix else ""
         known = ", ".join(sorted(map(str, mapping))[:8]) or "no keys"
-        raise ValueError(
-            f"mapping: expected matrices weight_ih_l0 and weight_hh_l0{where}, got {known}"
-        )
+        name = "weight_ih_l0" if w_hh.ndim == 2 and w_hh.size else "weight_hh_l0"
+        raise ValueError(f"mapping: {name} is missing or no matrix{where}, got {known}")
     H, I = w_hh.shape[1], w_ih.shape[1]
     if kind is None:
         kind = _GATES.get(w_hh.shape[0] // H if w_hh.shape[0] % H == 0 else 0, "")

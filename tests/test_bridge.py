@@ -1,9 +1,11 @@
 """fastbptt.bridges.torch against torch.nn: results, gradients, errors, life cycle."""
 
 import copy
+import importlib.util
 import io
 import itertools
 import multiprocessing
+import pathlib
 import pickle
 
 import numpy as np
@@ -17,6 +19,7 @@ import fastbptt as fb
 from fastbptt.bridges import torch as bridge
 
 KINDS = ("RNN", "GRU", "LSTM")
+EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "characters.py"
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -355,6 +358,16 @@ def test_torch_says_how_many_threads(monkeypatch):
         torch.set_num_threads(before)
     assert seen == [1] * (len(seen) // 2) + [2] * (len(seen) // 2)
     assert fb.get_num_threads() == own
+
+
+def test_the_example(capsys):
+    spec = importlib.util.spec_from_file_location("characters", EXAMPLE)
+    characters = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(characters)
+    for cell in KINDS:
+        theirs, ours = characters.main(["--cell", cell, "--steps", "6", "--length", "32"])
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert "x, with" in capsys.readouterr().out
 
 
 def test_a_training_goes_as_torch_nn_does():

@@ -32,10 +32,11 @@ def test_there_are_examples():
     assert count >= 15
 
 
-def test_the_python_of_the_readme_runs(capsys, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "readme.py").write_text(code)
-    runpy.run_path(str(tmp_path / "readme.py"))
+def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        (tmp_path / "readme.py").write_text(code)
+        runpy.run_path(str(tmp_path / "readme.py"))
     assert "vanishes" in capsys.readouterr().out
 
 

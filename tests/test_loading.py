@@ -94,7 +94,7 @@ def test_every_fault_is_named_at_once():
     [
         ({"weight_hr_l0": np.zeros((2, 5))}, NotImplementedError, "proj_size"),
         ({"weight_hh_l0": np.zeros((5, 20), np.float32)}, ValueError, "is it transposed"),
-        ({"weight_hh_l0": np.zeros(5)}, ValueError, "expected matrices"),
+        ({"weight_hh_l0": np.zeros(5)}, ValueError, "weight_hh_l0 is missing or no matrix"),
         ({"weight_ih_l0": np.zeros((20, 4), np.float16)}, TypeError, "weight_ih_l0: expected"),
         ({"weight_hh_l0": np.zeros((20, 5), np.float16)}, TypeError, "float16"),
         ({"bias_ih_l0": np.zeros(20)}, TypeError, "bias_ih_l0: expected float32, got float64"),

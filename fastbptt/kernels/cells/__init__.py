@@ -95,7 +95,8 @@ def gate(cell: Any, m: Memory, at: At, M: int, j0: int, j1: int) -> None:
 def adjoint(cell: Any, m: Memory, d: Adjoints, at: At, M: int, j0: int, j1: int) -> None:
     """da[at.da] from dh and dc = dL/d state t+1; leaves in them what reaches state t by no product.
 
-    Where that is nothing, dh may stay as it is (Slots.direct).  Of a gated cell only the slots gate .. last-1 are due: `gate_adjoint` sees to the others.
+    Where that is nothing, dh may stay as it is (Slots.direct).  Of a gated cell only the slots
+    gate .. last-1 are due: `gate_adjoint` sees to the others.
     """
 
 
