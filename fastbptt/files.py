@@ -1,18 +1,30 @@
 """Archives of arrays: written whole or not at all, read without pickle."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
 _ABOUT = "fastbptt"  # the name of what is said about the arrays
-# What NumPy raises for a file that is cut short, of another kind, or in need of pickle.
-_BROKEN = (AttributeError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile)
+# What NumPy raises for a file that is cut short, of another kind, or in need of pickle;
+# RuntimeError for an encrypted archive and, as NotImplementedError, an unknown compression.
+_BROKEN = (
+    AttributeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 @contextlib.contextmanager
@@ -47,7 +59,8 @@ def write_arrays(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, A
     """Arrays, and what is to be said about them, in an .npz or .safetensors."""
     suffix = _suffix(path)
     if suffix == ".npz":
-        write_npz(path, {**arrays, _ABOUT: np.array(json.dumps(about))})
+        # First: damage to an archive's directory can hide an entry behind the one before it.
+        write_npz(path, {_ABOUT: np.array(json.dumps(about)), **arrays})
     else:
         raw = _safetensors().numpy.save(dict(arrays), {_ABOUT: json.dumps(about)})
         with replacing(path) as file:
@@ -93,6 +106,8 @@ def _safetensors() -> Any:
 
 def read_npz(path: Any, what: str) -> dict[str, np.ndarray]:
     """All arrays of an .npz; FileNotFoundError if there is none, ValueError if it is broken."""
-    with open(path, "rb") as file, reading(path, what):
-        arrays = np.load(file, allow_pickle=False)
+    with open(path, "rb") as file:
+        whole = io.BytesIO(file.read())  # what goes wrong from here on is not the disk
+    with reading(path, what):
+        arrays = np.load(whole, allow_pickle=False)
         return {name: arrays[name] for name in arrays.files}

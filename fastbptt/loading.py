@@ -1,5 +1,6 @@
 """Nets from weights that were trained elsewhere: state dicts, files, ONNX and Keras arrays."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +13,16 @@ from .networks import NETWORKS
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?")
 _GATES = {1: "RNN", 2: "MGU", 3: "GRU", 4: "LSTM"}
+_ACTIVATIONS = {"GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
 
 
-def _plain(y: Any) -> Any:
+def _plain(y: Any, name: str) -> Any:
     """A torch tensor's memory as an array; anything else as it is."""
-    for method in ("detach", "cpu", "numpy"):
-        y = getattr(y, method)() if hasattr(y, method) else y
+    try:
+        for method in ("detach", "cpu", "numpy"):
+            y = getattr(y, method)() if hasattr(y, method) else y
+    except TypeError as error:  # bfloat16, which NumPy has not
+        raise TypeError(f"{name}: expected float32 or float64, got {y.dtype}: {error}") from None
     return y
 
 
@@ -60,12 +65,12 @@ def from_state_dict(
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"mapping: expected a mapping, got {type(mapping).__name__}")
-    arrays = {
-        name[len(prefix) :]: _plain(y) for name, y in mapping.items() if name.startswith(prefix)
-    }
+    inside = {str(name): y for name, y in mapping.items() if str(name).startswith(prefix)}
+    arrays = {name[len(prefix) :]: _plain(y, name) for name, y in inside.items()}
     if any(name.startswith("weight_hr") for name in arrays):
         raise NotImplementedError("weight_hr_l0: projections (proj_size > 0) are not implemented")
-    w_ih, w_hh = (np.asarray(arrays.get(f"weight_{n}_l0", 0)) for n in ("ih", "hh"))
+    w_hh = np.asarray(arrays.get("weight_hh_l0", 0))
+    w_ih = np.asarray(arrays.get("weight_ih_l0", w_hh.T[:1].T if w_hh.ndim else 0))  # named below
     if w_ih.ndim != 2 or w_hh.ndim != 2 or 0 in w_hh.shape:
         where = f" after the prefix {prefix!r}" if prefix else ""
         known = ", ".join(sorted(map(str, mapping))[:8]) or "no keys"
@@ -80,10 +85,13 @@ def from_state_dict(
                 "is it transposed?"
             )
     names = [found for name in arrays if (found := _NAME.fullmatch(name))]
+    last = max(names, key=lambda found: int(found[3]))
+    if int(last[3]) >= len(names):  # before memory is asked for that many layers
+        raise ValueError(f"state_dict: {last[0]} is unexpected: layers below it are missing")
     net = NETWORKS[checks.choice(kind, "kind", NETWORKS)](
         I,
         H,
-        1 + max(int(found[3]) for found in names),
+        1 + int(last[3]),
         bias=any(found[1] == "bias" for found in names),
         bidirectional=any(found[4] for found in names),
         dtype=w_hh.dtype,
@@ -103,7 +111,8 @@ def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any
         An .npz, which is read without pickle, or .safetensors, which needs the package of that
         name.
     kind, prefix, **options
-        As of `from_state_dict`; for files that `net.save` did not write.
+        As of `from_state_dict`, for files that `net.save` did not write; what such a file says
+        itself must agree with them.
 
     Returns
     -------
@@ -112,7 +121,8 @@ def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any
     Raises
     ------
     ValueError
-        Naming the file, if it is no such file or its arrays do not make up a net.
+        Naming the file, if it is no such file, its arrays do not make up a net or it says
+        otherwise than the arguments.
     TypeError
         For other dtypes than float32 and float64.
     FileNotFoundError
@@ -128,20 +138,41 @@ def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any
     """
     what = "a saved net"
     arrays, about = files.read_arrays(path, what)
-    with files.reading(path, what):
-        if about is None:
+    if about is None:
+        try:
             return from_state_dict(arrays, kind, prefix=prefix, **options)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise type(error)(f"{os.fspath(path)}: {error}") from None
+    with files.reading(path, what):
         if about.pop("format", None) != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        saved = NETWORKS[checks.choice(about.pop("kind"), "kind", NETWORKS)]
-        net = saved(**about, dtype=arrays["weight_hh_l0"].dtype, rng=0)
-        net.load_state_dict(arrays)
+        saved = checks.choice(about.pop("kind"), "kind", NETWORKS)
+        also = {name: about[name] for name in (*NETWORKS[saved].OPTIONS, "batch_first")}
+        net = from_state_dict(arrays, saved, **also)  # the sizes from what is there, not from words
+        if net.options() != about:
+            raise ValueError(f"expected the arrays of {about}")
+    for name, y in {"kind": kind or saved, "prefix": prefix, **options}.items():
+        said = {"kind": saved, "prefix": "", **about}.get(name)
+        if y != said:
+            raise ValueError(f"{name}: {os.fspath(path)} was saved with {said!r}, got {y!r}")
     return net
 
 
 def _layers(y: Any) -> list[Any]:
     """One layer or a list of them, as a list."""
     return list(y) if isinstance(y, (list, tuple)) else [y]
+
+
+def _nonlinearity(kind: str, given: tuple[str, ...], options: dict[str, Any]) -> dict[str, str]:
+    """What ONNX's activations say of an RNN; those of the others must be the usual ones."""
+    if kind == "RNN":
+        if len(set(given)) == 1 and given[0] in ("tanh", "relu", "sigmoid"):
+            if options.get("nonlinearity", given[0]) != given[0]:
+                raise ValueError(f"nonlinearity: expected {given[0]!r}, as activations say")
+            return {"nonlinearity": given[0]}
+    elif given in (_ACTIVATIONS[kind], 2 * _ACTIVATIONS[kind]):
+        return {}
+    raise NotImplementedError(f"activations: {', '.join(given)} of a {kind} are not implemented")
 
 
 def _named(layer: int, direction: int) -> str:
@@ -155,6 +186,8 @@ def from_onnx(
     *,
     kind: str,
     linear_before_reset: int = 0,
+    direction: str | None = None,
+    activations: Sequence[str] | None = None,
     **options: Any,
 ) -> Network:
     """The net of ONNX's operators RNN, GRU and LSTM.
@@ -168,9 +201,13 @@ def from_onnx(
         The operator.
     linear_before_reset : int
         The GRU's attribute; 0, ONNX's default, is `reset_after=False`.
+    direction : {"forward", "bidirectional"}, optional
+        The attribute; D says the same.
+    activations : sequence of str, optional
+        The attribute; other than the defaults only of an RNN: Tanh, Relu or Sigmoid.
     **options
-        `nonlinearity` of an RNN, `batch_first`; attributes of the operator that have no
-        counterpart (`clip`, `input_forget`, peepholes `P`) raise.
+        `batch_first`, `nonlinearity` of an RNN; attributes of the operator that have no
+        counterpart (`clip`, `input_forget`, `layout`, peepholes `P`) raise, unless 0 or None.
 
     Returns
     -------
@@ -185,7 +222,8 @@ def from_onnx(
 
     Notes
     -----
-    Source: the operators' specification, opset 22.
+    Source: the operators' specification, opset 22.  A node of direction "reverse" is a forward one
+    over `x[::-1]`, whose outputs are turned round again.
 
     Examples
     --------
@@ -194,17 +232,28 @@ def from_onnx(
     >>> fb.from_onnx(W, R, kind="GRU")
     GRU(3, 5, reset_after=False, dtype=float32)
     """
-    for name in ("P", "clip", "input_forget", "layout", "activations", "direction"):
-        if options.pop(name, None) is not None:
+    usual: dict[str, tuple[Any, ...]] = {"P": (), "clip": (), "input_forget": (0,), "layout": (0,)}
+    for name, harmless in usual.items():
+        y = options.pop(name, None)
+        if y is not None and not (np.ndim(y) == 0 and y in harmless):
             raise NotImplementedError(f"{name}: this attribute of the operator is not implemented")
+    if direction == "reverse":
+        raise NotImplementedError(
+            "direction: 'reverse' alone is not implemented; make the net without it, give it "
+            "x[::-1] and turn the outputs round"
+        )
     orders = {"RNN": "a", "GRU": "zrn", "LSTM": "iofg"}
     order = orders[checks.choice(kind, "kind", orders)]
+    if "reset_after" in options:
+        raise TypeError("reset_after: linear_before_reset says this of ONNX's GRU")
     Ws, Rs = _layers(W), _layers(R)
     Bs = [None] * len(Ws) if B is None else _layers(B)
     if not len(Ws) == len(Rs) == len(Bs):
         raise ValueError(f"W, R, B: expected as many of each, got {len(Ws)}, {len(Rs)}, {len(Bs)}")
     if kind == "GRU":
         options["reset_after"] = bool(linear_before_reset)
+    if activations is not None:
+        options |= _nonlinearity(kind, tuple(word.lower() for word in activations), options)
     arrays: dict[str, np.ndarray] = {}
     for layer, (w, r, b) in enumerate(zip(Ws, Rs, Bs, strict=True)):
         w, r = (_of_rank(y, name, 3) for y, name in ((w, "W"), (r, "R")))
@@ -215,10 +264,13 @@ def from_onnx(
                 f"W, R, B: expected (D, GH, I), (D, GH, H) and (D, 2 GH), got {w.shape}, {r.shape} "
                 f"and {b.shape}"
             )
-        for direction in range(len(w)):
-            suffix = _named(layer, direction)
-            given = w[direction], r[direction], b[direction, :rows], b[direction, rows:]
-            arrays |= _reordered(given, suffix, order, kind)
+        fits = {1: (None, "forward"), 2: (None, "bidirectional")}.get(len(w), ())
+        if direction not in fits:
+            wanted = "1 or 2" if direction is None else f"that of direction {direction!r}"
+            raise ValueError(f"W: expected D of {wanted}, got {len(w)}")
+        for d in range(len(w)):
+            given = w[d], r[d], b[d, :rows], b[d, rows:]
+            arrays |= _reordered(given, _named(layer, d), order, kind)
     return from_state_dict(arrays, kind, **options)
 
 
@@ -279,17 +331,19 @@ def from_keras(
             kernel, recurrent, *bias = given[direction * count : (direction + 1) * count]
             w, r = _of_rank(kernel, "kernel", 2).T, _of_rank(recurrent, "recurrent_kernel", 2).T
             b = np.asarray(bias[0]) if bias else np.zeros(len(w), w.dtype)
+            pair, one = (2, len(w)), (len(w),)
+            shape = pair if bias and kind == "GRU" and reset_after else one
+            if b.shape != shape:
+                turned = kind == "GRU" and b.shape in (pair, one)
+                hint = f"; was the layer made with reset_after={not reset_after}?" * turned
+                raise ValueError(f"bias: expected shape {shape}, got {b.shape}{hint}")
             both = b if b.ndim == 2 else np.stack([b, np.zeros_like(b)])
-            if both.shape != (2, len(w)):
-                raise ValueError(
-                    f"bias: expected shape ({len(w)},) or (2, {len(w)}), got {b.shape}"
-                )
             arrays |= _reordered((w, r, *both), _named(layer, direction), order, kind)
     return from_state_dict(arrays, kind, **options)
 
 
 def _of_rank(y: Any, name: str, rank: int) -> np.ndarray:
-    y = np.asarray(y)
+    y = np.asarray(_plain(y, name))
     if y.ndim != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {y.shape}")
     return y

@@ -1,14 +1,17 @@
 """Weights trained elsewhere: state dicts, files, ONNX by onnxruntime and Keras by Keras."""
 
+import contextlib
+import json
 import os
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from strategies import KINDS
+from strategies import KINDS, LAYOUTS, lay_out
 
 import fastbptt as fb
+from fastbptt.network import FORMAT
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -250,11 +253,226 @@ def test_keras_arrays_that_do_not_fit():
     kernel, recurrent, bias = (np.zeros(shape) for shape in ((4, 15), (5, 15), (15,)))
     with pytest.raises(ValueError, match="expected 2 or 3 arrays a direction, got 1"):
         fb.from_keras([kernel], kind="GRU")
-    with pytest.raises(ValueError, match=r"bias: expected shape \(15,\) or \(2, 15\)"):
+    with pytest.raises(ValueError, match=r"bias: expected shape \(2, 15\), got \(3,\)$"):
         fb.from_keras([kernel, recurrent, bias[:3]], kind="GRU")
+    with pytest.raises(ValueError, match="was the layer made with reset_after=False"):
+        fb.from_keras([kernel, recurrent, bias], kind="GRU")
+    with pytest.raises(ValueError, match="was the layer made with reset_after=True"):
+        fb.from_keras([kernel, recurrent, np.stack([bias, bias])], kind="GRU", reset_after=False)
+    with pytest.raises(ValueError, match=r"bias: expected shape \(15,\), got \(2, 15\)$"):
+        fb.from_keras([kernel, np.zeros((15, 15)), np.stack([bias, bias])], kind="RNN")
     with pytest.raises(ValueError, match="multiple of 4 rows"):
         fb.from_keras([kernel, recurrent, bias], kind="LSTM")
     with pytest.raises(ValueError, match="recurrent_kernel: expected 2 dimensions"):
         fb.from_keras([kernel, bias, bias], kind="GRU")
     with pytest.raises(TypeError, match="reset_after"):
         fb.from_keras([kernel, recurrent, bias], kind="GRU", reset_after=1)
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def onnx_by_hand(operator, W, R, B, x, linear_before_reset=0):
+    """Y (T,B,H) of one direction by the equations of onnx.ai/onnx/operators, opset 22."""
+    H = R.shape[1]
+    Wb, Rb = np.split(B, 2)
+    h = c = np.zeros((x.shape[1], H))
+    output = []
+    for X in x:
+        if operator == "RNN":  # Ht = f(Xt*(Wi^T) + Ht-1*(Ri^T) + Wbi + Rbi)
+            h = np.tanh(X @ W.T + h @ R.T + Wb + Rb)
+        elif operator == "GRU":
+            (Wz, Wr, Wh), (Rz, Rr, Rh) = W.reshape(3, H, -1), R.reshape(3, H, H)
+            (Wbz, Wbr, Wbh), (Rbz, Rbr, Rbh) = Wb.reshape(3, H), Rb.reshape(3, H)
+            z = sigmoid(X @ Wz.T + h @ Rz.T + Wbz + Rbz)
+            r = sigmoid(X @ Wr.T + h @ Rr.T + Wbr + Rbr)
+            if linear_before_reset:
+                candidate = np.tanh(X @ Wh.T + r * (h @ Rh.T + Rbh) + Wbh)
+            else:
+                candidate = np.tanh(X @ Wh.T + (r * h) @ Rh.T + Rbh + Wbh)
+            h = (1 - z) * candidate + z * h
+        else:
+            (Wi, Wo, Wf, Wc), (Ri, Ro, Rf, Rc) = W.reshape(4, H, -1), R.reshape(4, H, H)
+            bi, bo, bf, bc = (Wb + Rb).reshape(4, H)
+            i = sigmoid(X @ Wi.T + h @ Ri.T + bi)
+            f = sigmoid(X @ Wf.T + h @ Rf.T + bf)
+            c = f * c + i * np.tanh(X @ Wc.T + h @ Rc.T + bc)
+            h = sigmoid(X @ Wo.T + h @ Ro.T + bo) * np.tanh(c)
+        output.append(h)
+    return np.array(output)
+
+
+def keras_by_hand(layer, kernel, recurrent, bias, x, reset_after=True):
+    """The sequence (T,B,H) of one direction as keras/src/layers/rnn computes it."""
+    H = len(recurrent)
+    h = c = np.zeros((x.shape[1], H))
+    output = []
+    for X in x:
+        if layer == "RNN":
+            h = np.tanh(X @ kernel + bias + h @ recurrent)
+        elif layer == "GRU":
+            b, recurrent_b = bias if reset_after else (bias, np.zeros(3 * H))
+            x_z, x_r, x_h = np.split(X @ kernel + b, 3, axis=1)
+            inner = h @ recurrent + recurrent_b
+            z, r = sigmoid(x_z + inner[:, :H]), sigmoid(x_r + inner[:, H : 2 * H])
+            last = r * inner[:, 2 * H :] if reset_after else (r * h) @ recurrent[:, 2 * H :]
+            h = z * h + (1 - z) * np.tanh(x_h + last)
+        else:
+            i, f, candidate, o = np.split(X @ kernel + h @ recurrent + bias, 4, axis=1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(candidate)
+            h = sigmoid(o) * np.tanh(c)
+        output.append(h)
+    return np.array(output)
+
+
+def both_ways(one, parts, x):
+    """Forward, and backward over x turned round, side by side."""
+    turned = [one(*part, x[::way])[::way] for part, way in zip(parts, (1, -1), strict=False)]
+    return np.concatenate(turned, axis=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize(("operator", "G", "attributes", "keywords"), ONNX)
+def test_onnx_by_its_equations(operator, G, attributes, keywords, D, dtype, layout):
+    rng = np.random.default_rng(1)
+    shapes = (D, G * 5, 4), (D, G * 5, 5), (D, 2 * G * 5), (7, 3, 4)
+    given = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    W, R, B, x = (lay_out(y, layout) for y in given)
+    W64, R64, B64, x64 = (y.astype(float) for y in given)
+
+    def one(W, R, B, x):
+        return onnx_by_hand(operator, W, R, B, x, **attributes)
+
+    wanted = both_ways(one, zip(W64, R64, B64, strict=True), x64)
+    net = fb.from_onnx(W, R, B, kind=operator, **keywords)
+    assert net.dtype == dtype
+    assert_allclose(net(x)[0], wanted, atol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize(("layer", "kind", "options"), KERAS)
+def test_keras_by_its_equations(layer, kind, options, D, dtype):
+    rng = np.random.default_rng(1)
+    G = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind]
+    bias = (2, G * 5) if options.get("reset_after") else (G * 5,)
+    shapes = D * [(4, G * 5), (5, G * 5), bias]
+    weights = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    x = rng.normal(size=(7, 3, 4)).astype(dtype)
+    exact = [w.astype(float) for w in weights]
+
+    def one(kernel, recurrent, bias, x):
+        return keras_by_hand(kind, kernel, recurrent, bias, x, **options)
+
+    wanted = both_ways(one, [exact[3 * d : 3 * d + 3] for d in range(D)], x.astype(float))
+    net = fb.from_keras(weights, kind=kind, **options)
+    assert_allclose(net(x)[0], wanted, atol=100 * np.finfo(dtype).eps)
+
+
+def test_onnx_attributes():
+    rng = np.random.default_rng(0)
+    W, R, B = (rng.normal(size=shape) for shape in ((2, 15, 4), (2, 15, 5), (2, 30)))
+    plain = fb.from_onnx(W, R, B, kind="GRU")
+    usual = {"direction": "bidirectional", "activations": 2 * ["Sigmoid", "Tanh"]}
+    usual |= {"layout": 0, "input_forget": 0, "clip": None, "P": None}
+    same(fb.from_onnx(W, R, B, kind="GRU", **usual), plain)
+    same(fb.from_onnx(*(torch.tensor(y, requires_grad=True) for y in (W, R, B)), kind="GRU"), plain)
+    square = rng.normal(size=(2, 15, 15))
+    net = fb.from_onnx(W, square, B, kind="RNN", activations=["Relu", "Relu"])
+    assert net.nonlinearity == "relu"
+    for change, error, message in [
+        ({"direction": "reverse"}, NotImplementedError, r"direction.*x\[::-1\]"),
+        ({"direction": "forward"}, ValueError, "W: expected D of that of direction 'forward', got"),
+        ({"activations": ["HardSigmoid", "Tanh"]}, NotImplementedError, "activations: hardsigmoid"),
+        ({"layout": 1}, NotImplementedError, "layout"),
+        ({"P": np.zeros((2, 15))}, NotImplementedError, "P"),
+        ({"clip": 0.0}, NotImplementedError, "clip"),
+        ({"reset_after": True}, TypeError, "reset_after"),
+    ]:
+        with pytest.raises(error, match=message):
+            fb.from_onnx(W, R, B, kind="GRU", **change)
+    with pytest.raises(NotImplementedError, match="activations: tanh, relu"):
+        fb.from_onnx(W, square, B, kind="RNN", activations=["Tanh", "Relu"])
+    with pytest.raises(ValueError, match="nonlinearity: expected 'relu'"):
+        fb.from_onnx(W, square, B, kind="RNN", activations=["Relu"], nonlinearity="tanh")
+    with pytest.raises(ValueError, match="W: expected D of 1 or 2, got 3"):
+        fb.from_onnx(*(np.zeros((3, *y.shape[1:])) for y in (W, R, B)), kind="GRU")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_saved_net_is_not_taken_for_another(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    net = fb.GRU(4, 5, rng=0)
+    net.save(path)
+    same(fb.load(path, "GRU", batch_first=False), net)
+    for change in ({"kind": "LSTM"}, {"batch_first": True}, {"prefix": "a."}, {"clip": 1}):
+        with pytest.raises(ValueError, match=f"^{next(iter(change))}: .*net.* was saved with"):
+            fb.load(path, **change)
+
+
+def test_what_a_file_says_must_be_what_it_holds(tmp_path):
+    about = {"format": FORMAT, "kind": "GRU", **fb.GRU(4, 5).options()}
+    for change in ({"hidden_size": 10**7}, {"num_layers": 10**9}, {"bias": False}, {"more": 1}):
+        text = np.array(json.dumps({**about, **change}))
+        np.savez(tmp_path / "net.npz", **fb.GRU(4, 5).state_dict(), fastbptt=text)
+        with pytest.raises(ValueError, match=r"net\.npz: not a saved net \(expected the arrays of"):
+            fb.load(tmp_path / "net.npz")
+
+
+def test_faults_of_plain_files_keep_their_kind(tmp_path):
+    arrays = fb.GRU(4, 5).state_dict()
+    halves = {name: y.astype(np.float16) for name, y in arrays.items()}
+    np.savez(tmp_path / "halves.npz", **halves)
+    with pytest.raises(TypeError, match=r"halves\.npz: dtype: expected float32 or float64"):
+        fb.load(tmp_path / "halves.npz")
+    np.savez(tmp_path / "plain.npz", **arrays)
+    with pytest.raises(TypeError, match=r"plain\.npz.*'clip'"):
+        fb.load(tmp_path / "plain.npz", clip=1)
+    np.savez(tmp_path / "projected.npz", **arrays, weight_hr_l0=np.zeros((2, 5), np.float32))
+    with pytest.raises(NotImplementedError, match=r"projected\.npz: .*proj_size"):
+        fb.load(tmp_path / "projected.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damage_raises_value_error_if_anything(tmp_path, save):
+    """Of every second byte: zlib's and zipfile's own errors must not come through."""
+    path, refused = tmp_path / "net.npz", 0
+    save(path, **fb.GRU(1, 2, rng=0).state_dict())
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            fb.load(path)
+        except ValueError as error:
+            refused += "net.npz" in str(error)
+    assert refused > len(whole) / 4
+
+
+def test_damage_to_a_saved_net_makes_no_other_net(tmp_path):
+    path, net = tmp_path / "net.npz", fb.GRU(1, 2, reset_after=False, rng=0)
+    net.save(path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(ValueError):
+            same(fb.load(path), net)
+
+
+def test_state_dicts_with_odd_keys():
+    arrays = fb.GRU(4, 5).state_dict()
+    with pytest.raises(ValueError, match="state_dict: 3 is unexpected"):
+        fb.from_state_dict({**arrays, 3: np.zeros(3)})
+    with pytest.raises(ValueError, match="weight_ih_l999999999 is unexpected: layers below it"):
+        fb.from_state_dict({**arrays, "weight_ih_l999999999": np.zeros((15, 5))})
+    with pytest.raises(
+        TypeError, match=r"a\.weight_\w+: expected float32 or float64, got torch.bfloat16"
+    ):
+        fb.from_state_dict(
+            {f"a.{name}": torch.tensor(y).bfloat16() for name, y in arrays.items()}, prefix="a."
+        )
+    del arrays["weight_ih_l0"], arrays["bias_hh_l0"]
+    with pytest.raises(ValueError, match="weight_ih_l0 is missing; bias_hh_l0 is missing"):
+        fb.from_state_dict(arrays)
