@@ -5,6 +5,7 @@ initialisation and `state_dict` are inherited.  `accelerate(model)` makes them o
 layers, in place, and `restore(model)` undoes it.
 """
 
+import contextlib
 import warnings
 import weakref
 from typing import Any
@@ -19,6 +20,10 @@ from ..threads import num_threads
 from ..trace import Trace
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+# Multiply-adds, some 4 ms: after each of torch's own parallel loops its threads spin for about a
+# millisecond, and a second thread of ours would share a core with them (twice the time, measured).
+_WORTH_SHARING = 5e8
 
 # The net of each module and span of layers.  Beside the modules and not in them: neither pickled
 # nor copied with them.
@@ -65,9 +70,9 @@ class _Layers(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         parts = 1 + net.weights.design.has_c
         states = tuple(_array(y) for y in tensors[:parts])
-        with num_threads(torch.get_num_threads()):
+        with _threads(net, x):
             trace = net.trace(_array(x), states if parts > 1 else states[0], lengths)
-        ctx.trace, ctx.names = trace, list(net.weights.arrays)
+        ctx.trace, ctx.net = trace, net
         ctx.set_materialize_grads(False)
         output, *state = _results(trace)
         ctx.save_for_backward(x, output, *tensors)  # so that changes of them in place are noticed
@@ -79,12 +84,20 @@ class _Layers(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         x, _, *tensors = ctx.saved_tensors
         given = [y for y in (d_output, *d_states) if y is not None]
-        gradients = _gradients(ctx, d_output, d_states, tensors)
+        gradients = _gradients(ctx, x, d_output, d_states, tensors)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [
                 y if y is None else _Second.apply(y, *given, x, *tensors) for y in gradients
             ]
         return None, None, *gradients
+
+
+def _threads(net: Network, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """As many threads as torch says, where a call over x (T,B,I) is long enough for several."""
+    steps, gates = x.size(0) * x.size(1), len(net.weights.design.gates)
+    layers = [one.hidden_size * (one.input_size + one.hidden_size) for one in net.weights.layers]
+    cost = steps * gates * sum(layers)
+    return num_threads(torch.get_num_threads() if cost >= _WORTH_SHARING else 1)
 
 
 def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
@@ -96,6 +109,7 @@ def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def _gradients(
     ctx: Any,
+    x: torch.Tensor,
     d_output: torch.Tensor | None,
     d_states: tuple[torch.Tensor | None, ...],
     tensors: list[torch.Tensor],
@@ -107,12 +121,12 @@ def _gradients(
         shapes = zip(d_states, tensors, strict=False)
         d_state = tuple(np.zeros_like(_array(s)) if y is None else _array(y) for y, s in shapes)
         d_state = d_state if len(d_state) > 1 else d_state[0]
-    with num_threads(torch.get_num_threads()):
+    with _threads(ctx.net, x):
         gradients = ctx.trace.backward(
             None if d_output is None else _array(d_output), d_state, input_gradient=wants_x
         )
     states = gradients.state if isinstance(gradients.state, tuple) else (gradients.state,)
-    every = [*states, *(gradients.params[name] for name in ctx.names)]
+    every = [*states, *(gradients.params[name] for name in ctx.net.weights.arrays)]
     own = [torch.from_numpy(y) if want else None for y, want in zip(every, wanted, strict=True)]
     return [torch.from_numpy(gradients.x) if wants_x else None, *own]
 
@@ -259,7 +273,7 @@ class _Recurrent(torch.nn.RNNBase):
                 x, *end = _Layers.apply(net, lengths, x, *tensors)
             else:
                 given = tuple(_array(y) for y in own)
-                with num_threads(torch.get_num_threads()):
+                with _threads(net, x):
                     output, state = net(_array(x), given if len(given) > 1 else given[0], lengths)
                 x = _tensor(output)
                 end = [torch.from_numpy(y) for y in (state if len(given) > 1 else (state,))]
