@@ -122,9 +122,12 @@ def test_every_result_against_the_reference(case, dtype):
 
 
 @settings(deadline=None, max_examples=150)
-@given(case=net_cases(kinds=TORCH), dtype=dtypes())
+@given(case=net_cases(kinds=TORCH, scales=(1e-3, 1.0)), dtype=dtypes())
 def test_equality_with_torch(case, dtype):
-    """To 1e-12 in float64 and 1e-5 in float32, relative to the largest element."""
+    """To 1e-12 in float64 and 1e-5 in float32, relative to the largest element.
+
+    Of nets whose layers do not amplify: weights of 10 multiply either library's rounding by layer.
+    """
     if 0 in case.x.shape or (case.lengths is not None and case.lengths.min() < 1):
         return  # torch takes no empty sequence
     case = rounded(case, dtype)._replace(reset=None)
