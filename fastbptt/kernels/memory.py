@@ -42,8 +42,8 @@ def release() -> None:
 
 
 def _reused(size: int) -> np.ndarray:
-    """So many bytes, idle ones if there are."""
-    for key, raw in list(_idle.items()):
+    """So many bytes, idle ones if there are: the last used, which a cache may still hold."""
+    for key, raw in reversed(list(_idle.items())):
         if raw.nbytes == size and _idle.pop(key, None) is not None:
             return raw
     return np.empty(size, np.uint8)
