@@ -132,14 +132,22 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "MGU": 2}
 
 
 @st.composite
-def net_cases(draw, kinds=None, most=40, deep=True, ragged=True, scales=(1e-3, 1.0, 1.0, 10.0)):
+def net_cases(
+    draw,
+    kinds=None,
+    most=40,
+    deep=True,
+    both_ways=True,
+    ragged=True,
+    scales=(1e-3, 1.0, 1.0, 10.0),
+):
     """Sizes from 1 (T and B from 0), layers, directions, lengths and resets in any combination.
 
     Each gate's part of W_hh has spectral norm at most 1, as in `cases`.
     """
     kind, options = draw(st.sampled_from(kinds or KINDS))
     L = draw(st.sampled_from([1, 1, 2, 3])) if deep else 1
-    bidirectional = deep and draw(st.booleans())
+    bidirectional = deep and both_ways and draw(st.booleans())
     T, B = draw(st.integers(0, 9)), draw(st.one_of(st.integers(1, 6), st.just(0)))
     I, H = draw(sizes(most)), draw(sizes(most))
     scale = draw(st.sampled_from(scales))

@@ -239,10 +239,12 @@ def test_modules_that_cannot_be_computed_say_so():
     x = torch.zeros(3, 2, 4)
     with pytest.raises(NotImplementedError, match="proj_size=2 is not implemented"):
         bridge.LSTM(4, 6, proj_size=2)(x)
-    with pytest.raises(NotImplementedError, match=r"weight_ih_l0 is of torch\.float16"):
+    with pytest.raises(NotImplementedError, match=r"fastbptt: weight_ih_l0 is of torch\.float16"):
         bridge.LSTM(4, 6).half()(x.half())
     with torch.autocast("cpu"), pytest.raises(NotImplementedError, match="autocast"):
         bridge.LSTM(4, 6)(x)
+    with pytest.raises(RuntimeError, match="two hidden states, got 3"):
+        bridge.LSTM(4, 6)(x, (torch.zeros(1, 2, 6),) * 3)
 
 
 class Model(torch.nn.Module):

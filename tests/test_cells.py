@@ -367,13 +367,15 @@ def test_without_recurrent_weights_an_lstm_sums_what_its_gates_let_through():
     assert_allclose(output[-1], o[-1] * np.tanh(c), rtol=1e-13, atol=1e-15)
 
 
-@settings(deadline=None, max_examples=60)
-@given(case=net_cases(most=20, ragged=False), dtype=dtypes(), k=st.integers(1, 4))
-def test_the_stream_against_explicit_jacobians(case, dtype, k):
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), dtype=dtypes(), k=st.integers(1, 4))
+def test_the_stream_against_explicit_jacobians(kind, options, data, dtype, k):
     """With as many probes as the state has numbers it is exact; with k it is a bound from below."""
-    if case.bidirectional or 0 in case.x.shape:
+    choice = net_cases([(kind, options)], most=20, both_ways=False, ragged=False, scales=(1.0,))
+    case = rounded(data.draw(choice), dtype)
+    if 0 in case.x.shape:
         return
-    case = rounded(case, dtype)
     net, (_, B, _, H) = network(case, dtype), case.shape
     record, _ = expected(case)
     parts = len(case.state)
@@ -387,7 +389,7 @@ def test_the_stream_against_explicit_jacobians(case, dtype, k):
             wanted = reference.log_norm_of_product(reference.jacobians(record, b))
             if wanted < np.log(np.finfo(dtype).tiny) / 2:
                 continue  # slopes below the range of the dtype
-            atol = 1e-2 if dtype == np.float32 else 1e-9
+            atol = 1e-3 if dtype == np.float32 else 1e-9
             assert result.lower[b] <= wanted + atol
             if probes > k:
                 assert_allclose(result.lower[b], wanted, atol=atol)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import networks
@@ -149,6 +150,19 @@ def _refusal_of(y: torch.Tensor) -> str | None:
     return None
 
 
+def _transform(module: torch.nn.RNNBase, *given: torch.Tensor) -> str | None:
+    """What follows tensors where we cannot: no tangents, or results recorded as constants."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func's transforms"
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "torch.jit.trace and torch.export"
+    if forward_ad._current_level >= 0:
+        weights = [getattr(module, name) for name in module._flat_weights_names]
+        if any(forward_ad.unpack_dual(y).tangent is not None for y in (*given, *weights)):
+            return "forward-mode derivatives"
+    return None
+
+
 class _Recurrent(torch.nn.RNNBase):
     """The forward pass that all three share."""
 
@@ -182,9 +196,9 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _checked(self, y: torch.Tensor, name: str) -> None:
         """What torch.nn's own checks leave to the kernels."""
-        reason = _refusal(self) or _refusal_of(y)
-        if reason is not None:
-            raise NotImplementedError(f"fastbptt: {name if _refusal_of(y) else ''} {reason}")
+        reason, own = _refusal(self), _refusal_of(y)
+        if reason is not None or own is not None:
+            raise NotImplementedError(f"fastbptt: {reason or f'{name} {own}'}")
         if torch.is_autocast_enabled("cpu"):
             raise NotImplementedError(
                 "fastbptt: autocast asks for half precision; leave it by "
@@ -205,7 +219,8 @@ class _Recurrent(torch.nn.RNNBase):
         RuntimeError, ValueError
             For shapes and dtypes that do not fit, as torch.nn's.
         NotImplementedError
-            For other devices than the CPU, other dtypes than float32 and float64, and autocast.
+            For other devices than the CPU, other dtypes than float32 and float64, autocast,
+            torch.func, forward-mode derivatives, torch.jit.trace and torch.export.
         """
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
@@ -214,7 +229,15 @@ class _Recurrent(torch.nn.RNNBase):
             )
         pair, batched = self.mode == "LSTM", packed or input.dim() == 3
         states = () if hx is None else tuple(hx) if pair else (hx,)
-        for y, name in [(input.data if packed else input, "input"), *((y, "hx") for y in states)]:
+        if pair and len(states) not in (0, 2):
+            raise RuntimeError(f"lstm expects two hidden states, got {len(states)}")
+        data = input.data if packed else input
+        if (what := _transform(self, data, *states)) is not None:
+            raise NotImplementedError(
+                f"fastbptt: {what} are not implemented; use torch.nn's own layer, which "
+                "fastbptt.bridges.torch.restore(model) brings back"
+            )
+        for y, name in [(data, "input"), *((y, "hx") for y in states)]:
             self._checked(y, name)
         if not batched:
             if any(y.dim() != 2 for y in states):
@@ -239,7 +262,7 @@ class _Recurrent(torch.nn.RNNBase):
             )
         expected = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
         if not states:
-            states = (torch.zeros(expected, dtype=x.dtype),) * (1 + pair)
+            states = (torch.zeros(expected, dtype=x.dtype, device=x.device),) * (1 + pair)
         for i, y in enumerate(states):
             which = f"hidden[{i}]" if pair else "hidden"
             self.check_hidden_size(y, expected, f"Expected {which} size {{}}, got {{}}")
@@ -365,4 +388,5 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     for module in model.modules():
         if type(module) in back:
             module.__class__ = back[type(module)]
+            _nets.pop(module, None)
     return model

@@ -110,7 +110,7 @@ class Tangents(NamedTuple):
     now: np.ndarray  # (.,state·Hp): the state t from element `at.now` on, h and then c
     after: np.ndarray  # state t+1
     a: np.ndarray  # (.,slots·Hp): pre-activations and their tangents
-    factors: np.ndarray  # (FACTORS,Hp): work space
+    factors: np.ndarray  # (FACTORS,Hp): work space of one call, for one sequence
 
 
 class TangentAt(NamedTuple):

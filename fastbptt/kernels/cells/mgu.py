@@ -91,30 +91,36 @@ def _mgu_gate_adjoint(cell, m, d, at, M, j0, j1):
 
 @implements(gate_tangent, MGU)
 def _mgu_gate_tangent(cell, p, at, j0, j1):
-    """(f h)_dot = f h_dot + h f' a_f."""
+    """(f h)_dot = f h_dot + h f' a_f; f stays a pre-activation, for `tangent` to begin with."""
     k = p.factors.shape[1]
     h, f, fh = line(p.now, at.now, "h"), line(p.a, at.a, "a0"), line(p.a, at.a + 2 * k, "a2")
-    by_f = line(p.factors, 0, "factors")
+    by_h, by_f = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
     for j in range(j0, j1):
-        by_f[j] = slope(Sigmoid(), f[j])
-        f[j] = sigmoid(f[j])
-        fh[j] = f[j] * h[j]
+        by_f[j] = h[j] * slope(Sigmoid(), f[j])
+    for j in range(j0, j1):
+        by_h[j] = sigmoid(f[j])
+        fh[j] = by_h[j] * h[j]
     for row in range(1, at.rows):
         a = at.a + row * at.wide
         f_dot, fh_dot = line(p.a, a, "a0"), line(p.a, a + 2 * k, "a2")
         h_dot = line(p.now, at.now + row * at.stride, "h")
         for j in range(j0, j1):
-            fh_dot[j] = f[j] * h_dot[j] + h[j] * by_f[j] * f_dot[j]
+            fh_dot[j] = by_h[j] * h_dot[j] + by_f[j] * f_dot[j]
 
 
 @implements(tangent, MGU)
 def _mgu_tangent(cell, p, at, j0, j1):
     """h_dot = (1 - f) h_dot + (n - h) f' a_f + f n' a_n."""
     k = p.factors.shape[1]
-    one = p.a.dtype.type(1)
     h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
     f, n = line(p.a, at.a, "a0"), line(p.a, at.a + k, "a1")
-    by_f, by_n = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
+    by_h, by_f = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
+    by_n = line(p.factors, 2 * k, "factors")
+    for j in range(j0, j1):
+        by_h[j] = sigmoid(-f[j])  # 1 - f, which near 1 would lose its digits
+    for j in range(j0, j1):
+        by_f[j] = slope(Sigmoid(), f[j])
+        f[j] = sigmoid(f[j])
     for j in range(j0, j1):
         by_n[j] = f[j] * slope(Tanh(), n[j])
     for j in range(j0, j1):
@@ -128,4 +134,4 @@ def _mgu_tangent(cell, p, at, j0, j1):
         h_dot = line(p.after, at.after + row * at.stride, "h")
         h_dot_before = line(p.now, at.now + row * at.stride, "h")
         for j in range(j0, j1):
-            h_dot[j] = (one - f[j]) * h_dot_before[j] + by_f[j] * f_dot[j] + by_n[j] * n_dot[j]
+            h_dot[j] = by_h[j] * h_dot_before[j] + by_f[j] * f_dot[j] + by_n[j] * n_dot[j]
