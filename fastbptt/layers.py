@@ -37,9 +37,7 @@ class LayerGradients(NamedTuple):
     parameters: tuple[np.ndarray, ...]  # of w_ih, w_hh, bias_ih, bias_hh
     x: np.ndarray  # (S,Ip), no rows if not wanted
     state: tuple[np.ndarray, ...]  # (B,H) each
-    steps: tuple[
-        np.ndarray, ...
-    ]  # (S,Hp) each: dL/d h (and c) of every step; no rows if not wanted
+    steps: tuple[np.ndarray, ...]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
 
 
 class _Product(NamedTuple):

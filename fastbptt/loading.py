@@ -76,14 +76,19 @@ def from_state_dict(
         known = ", ".join(sorted(map(str, mapping))[:8]) or "no keys"
         name = "weight_ih_l0" if w_hh.ndim == 2 and w_hh.size else "weight_hh_l0"
         raise ValueError(f"mapping: {name} is missing or no matrix{where}, got {known}")
-    H, I = w_hh.shape[1], w_ih.shape[1]
+    few, many = sorted(w_hh.shape)
     if kind is None:
-        kind = _GATES.get(w_hh.shape[0] // H if w_hh.shape[0] % H == 0 else 0, "")
+        kind = _GATES.get(many // few if many % few == 0 else 0, "")
         if not kind:
             raise ValueError(
-                f"weight_hh_l0: expected 1, 2, 3 or 4 times {H} rows, got shape {w_hh.shape}; "
-                "is it transposed?"
+                "weight_hh_l0: expected 1, 2, 3 or 4 times as many rows as columns, got shape "
+                f"{w_hh.shape}"
             )
+    rows = few * {name: gates for gates, name in _GATES.items()}.get(kind, 0)
+    # A transposed matrix is taken as what it was meant to be, so that its fault is named with all
+    # others.
+    H = few if many == rows else w_hh.shape[1]
+    I = w_ih.shape[0] if w_ih.shape[1] == rows != w_ih.shape[0] else w_ih.shape[1]
     names = [found for name in arrays if (found := _NAME.fullmatch(name))]
     last = max(names, key=lambda found: int(found[3]))
     if int(last[3]) >= len(names):  # before memory is asked for that many layers

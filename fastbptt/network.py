@@ -43,12 +43,12 @@ class Network:
         self,
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        bidirectional: bool,
-        dtype: Any,
-        rng: Any,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dtype: Any = np.float32,
+        rng: Any = None,
     ) -> None:
         self.input_size = checks.size(input_size, "input_size")
         self.hidden_size = checks.size(hidden_size, "hidden_size")

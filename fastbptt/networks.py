@@ -199,21 +199,6 @@ class MGU(Network):
     ((7, 2, 5), (1, 2, 5))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        bidirectional: bool = False,
-        dtype: Any = np.float32,
-        rng: Any = None,
-    ) -> None:
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
-        )
-
     def _design(self) -> tuple[Design, Callable[..., Any]]:
         return mgu.DESIGN, mgu.MGU
 

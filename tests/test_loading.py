@@ -80,13 +80,16 @@ def test_files_of_plain_arrays(tmp_path):
 def test_every_fault_is_named_at_once():
     arrays = fb.LSTM(4, 5, 2).state_dict()
     del arrays["bias_hh_l1"]
-    arrays["weight_ih_l1"] = arrays["weight_ih_l1"].T
+    arrays["weight_ih_l0"], arrays["weight_ih_l1"] = (
+        arrays[f"weight_ih_l{layer}"].T for layer in (0, 1)
+    )
     arrays["weight_xx_l0"] = arrays["weight_hh_l0"]
     with pytest.raises(ValueError, match="state_dict") as raised:
         fb.from_state_dict(arrays)
     for words in (
         "bias_hh_l1 is missing",
         "weight_xx_l0 is unexpected",
+        "weight_ih_l0 has shape (4, 20), expected (20, 4); is it transposed?",
         "weight_ih_l1 has shape (5, 20), expected (20, 5); is it transposed?",
     ):
         assert words in str(raised.value)

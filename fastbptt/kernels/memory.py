@@ -27,7 +27,8 @@ class _Block:
             return
         _idle[id(self._raw)] = self._raw
         while sum([raw.nbytes for raw in list(_idle.values())]) > _MOST_IDLE:
-            _idle.pop(next(iter(_idle), 0), None)  # the oldest
+            for oldest in list(_idle)[:1]:
+                _idle.pop(oldest, None)
 
 
 def release() -> None:
