@@ -1,5 +1,6 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.memory import aligned
 from .kernels.panels import (
+    BLOCK,
     GRADIENT_ROWS,
     TURNED,
     bias_gradient,
@@ -17,18 +19,41 @@ from .kernels.panels import (
 )
 from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, backward, forward
+from .kernels.team import ALONE, Team, board
 from .sequences import Sequences
-from .threads import share
+from .threads import available, share, together
 from .weights import Layer
 
 # Of da in one chunk: long enough that handing out the work costs little, short enough for L3.
 _CHUNK_BYTES = 1 << 21
+# Of W_hh for each member of a team: at least a microsecond's reading, where a barrier takes 0.2.
+_MEMBER_BYTES = 1 << 17
 
 
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
     return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
+
+
+def _side_by_side(
+    rows: Callable[[int, int], Callable[[Team], None]],
+    layer: Layer,
+    sequences: Sequences,
+    cost: float,
+) -> None:
+    """Run rows(b0, b1) for all sequences: some in each thread, or all by a team that shares units.
+
+    A team pays where there are more threads than sequences, and where what a member reads of W_hh
+    at each step takes longer than the barrier.
+    """
+    members = min(available(cost), layer.cell.w_hh.nbytes // _MEMBER_BYTES)
+    one_block = padded(layer.hidden_size, layer.dtype) <= BLOCK * lanes(layer.dtype)
+    if members <= sequences.N or one_block:
+        share(lambda b0, b1: rows(b0, b1)(ALONE), sequences.lengths, cost)
+    elif sequences.N:
+        whole, common = rows(0, sequences.N), board(members)
+        together(lambda leads: whole(Team(common, leads)), members)
 
 
 class LayerGradients(NamedTuple):
@@ -86,11 +111,12 @@ class LayerPass:
         for t0 in range(0, T, steps):
             t1 = min(t0 + steps, T)
 
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> None:
+            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
                 own = a if kept else aligned((max(1, CHUNK_ROWS // (b1 - b0)) * N, width), dtype)
-                forward(cell, x, Memory(h, c, own, kept), starts, lanes(dtype), (t0, t1, b0, b1))
+                memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
+                return lambda team: forward(cell, x, memory, starts, lanes(dtype), span, team)
 
-            share(rows, sequences.lengths, self._cost(layer, sequences, t0, t1))
+            _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self._x, self._a, self._kept = x, a, kept
         self.state: tuple[np.ndarray, ...] = (sequences.end(h, H),)
@@ -145,12 +171,14 @@ class LayerPass:
             da = chunk[: s1 - s0]
             d = Adjoints(dh, dc, da, dx, step_h, step_c)
 
-            def rows(b0: int, b1: int, d: Adjoints = d, t0: int = t0, t1: int = t1) -> None:
+            def rows(
+                b0: int, b1: int, d: Adjoints = d, t0: int = t0, t1: int = t1
+            ) -> Callable[[Team], None]:
                 span = (t0, t1, b0, b1)
-                backward(cell, dy, memory, d, starts, lanes(dtype), span)
+                return lambda team: backward(cell, dy, memory, d, starts, lanes(dtype), span, team)
 
             cost = self._cost(layer, sequences, t0, t1)
-            share(rows, sequences.lengths, cost)
+            _side_by_side(rows, layer, sequences, cost)
             before = checks.read_only(self.h[sequences.before(t0, t1)])
             products = [
                 _Product(slots.first * Hp, before, 0, H, dw_hh[:split]),

@@ -1,6 +1,7 @@
 """A plain thread pool over serial kernels that release the GIL (design.md D5)."""
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -101,16 +102,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def available(cost: float) -> int:
+    """Threads for so many multiply-adds.
+
+    A thread that is not the main one may be a worker of Dask or joblib, whose other workers have
+    the other cores: it has no other threads.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    return get_num_threads() if cost >= _WORTH_SHARING and main else 1
+
+
 def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
     """Call work(first, last) for slices that together make up range(len(weights)), side by side.
 
-    The slices have about the same sum of `weights`; `cost` is the multiply-adds of all the work.  A
-    thread that is not the main one may be a worker of Dask or joblib, whose other workers have the
-    other cores: it shares nothing.
+    The slices have about the same sum of `weights`; `cost` is the multiply-adds of all the work.
     """
     size = len(weights)
-    main = threading.current_thread() is threading.main_thread()
-    count = min(get_num_threads(), size) if cost >= _WORTH_SHARING and main else 1
+    count = min(available(cost), size)
     if count <= 1:
         if size:
             work(0, size)
@@ -119,10 +127,20 @@ def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) ->
     ends = np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1
     cuts = [0, *ends.tolist(), size]
     slices = [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
-    pool = _executor(count - 1)
-    others = [pool.submit(work, first, last) for first, last in slices[1:]]
+    _together([functools.partial(work, *own) for own in slices])
+
+
+def together(work: Callable[[bool], None], count: int) -> None:
+    """Call work(True) here and, at about the same time, work(False) in count - 1 other threads."""
+    _together([functools.partial(work, leads) for leads in [True] + [False] * (count - 1)])
+
+
+def _together(works: list[Callable[[], None]]) -> None:
+    """Call the first here and each other in a thread of its own."""
+    pool = _executor(len(works) - 1)
+    others = [pool.submit(work) for work in works[1:]]
     try:
-        work(*slices[0])
+        works[0]()
     finally:
         for other in others:
             other.result()

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
 
 # From the bottom up.  A module may import from its own floor's package and from the floors below.
 FLOORS = [
-    ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory"],
+    ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory", "kernels.team"],
     ["kernels.activations", "kernels.panels"],
     ["kernels.cells"],
     ["kernels.frames", "kernels.sweeps", "kernels.stream"],

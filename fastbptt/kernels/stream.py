@@ -186,7 +186,7 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
         steps = min(chunk, T - c)
         span = (0, steps, b0, b1)
         source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
-        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span)
+        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (0, Hp))
         for t in range(steps):
             now = (start + c + t) % 2
             for b in range(b0, b1):

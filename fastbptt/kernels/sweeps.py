@@ -6,13 +6,15 @@ a chunk of steps ahead of it and the weight gradients (`panels.weight_gradient`)
 Rows.  N sequences lie longest first, and after each other lie the rows of the steps: state t has
 rows starts[t] .. starts[t+1]-1 of h, one for each sequence of at least t steps, so that state 0 has
 N; what belongs to step t (x, a, dy) has the same rows less N as state t+1.  Where all lengths are
-equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1.
+equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, and as one of a team a
+part of their units: then each step ends at a barrier.
 """
 
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
-from .panels import BLOCK, panel_matmul
+from .panels import BLOCK, VECTORS, panel_matmul
 from .simd import line, rows, shifted
+from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
@@ -36,39 +38,48 @@ def active(starts, t, b0, b1):
 
 
 @kernel
-def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span):
-    """C = S + A W', `slots_matmul` of whole slots, for steps and sequences, as few and long ones.
+def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span, units):
+    """C = S + A W', `slots_matmul` for steps and sequences, as few and long ones.
 
     A and C begin with step t0.
     """
     t0, t1, b0, b1 = span
+    u0, u1 = units
     origin = starts[t0 + 1]
     first, last = active(starts, t0, b0, b1), active(starts, t1 - 1, b0, b1)
     every = starts[t0 + 2] - origin
     if b0 == 0 and first == every:
         n = starts[t1 + 1] - origin
-        slots_matmul(A, n, W, K, width, Hp, count, 0, Hp, S, C)
+        slots_matmul(A, n, W, K, width, Hp, count, u0, u1, S, C)
     elif first == last and every == starts[t1 + 1] - starts[t1] and first < t1 - t0:
         for b in range(b0, b0 + first):
             a, c = shifted(A, b * A[1], every * A[1]), shifted(C, b * C[1], every * C[1])
-            slots_matmul(a, t1 - t0, W, K, width, Hp, count, 0, Hp, S, c)
+            slots_matmul(a, t1 - t0, W, K, width, Hp, count, u0, u1, S, c)
     else:
         for t in range(t0, t1):
             M, r = active(starts, t, b0, b1), starts[t + 1] - origin + b0
             a, c = shifted(A, r * A[1], A[1]), shifted(C, r * C[1], C[1])
-            slots_matmul(a, M, W, K, width, Hp, count, 0, Hp, S, c)
+            slots_matmul(a, M, W, K, width, Hp, count, u0, u1, S, c)
 
 
 @kernel
-def forward(cell, x, m, starts, width, span):
-    """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and x (S,I..)."""
+def forward(cell, x, m, starts, width, span, team):
+    """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and x (S,I..).
+
+    A team of several shares all of m, and its Hp is more than one block (`slots_matmul`).
+    """
+    number, members = join(team)
+    if members == 0:
+        return
     t0, t1, b0, b1 = span
     n = slots(cell)
     Hp, wide, N = m.h.shape[1], m.a.shape[1], starts[1]
     H = cell.w_hh.size // ((n.last - n.first) * Hp)
     I = cell.w_ih.size // (n.x * Hp)
+    u0, u1 = part(number, members, Hp, VECTORS * width)
+    meeting = 1
     block = BLOCK * width
-    last = (Hp - 1) // block
+    last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
     w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, 0, 0)
@@ -81,7 +92,7 @@ def forward(cell, x, m, starts, width, span):
         source = rows(x, (starts[c + 1] - N) * x.shape[1], x.shape[1])
         target = rows(m.a, (starts[c + 1] - origin) * wide, wide)
         span = (c, end, b0, b1)
-        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span)
+        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (u0, u1))
         for t in range(c, end):
             M = active(starts, t, b0, b1)
             c_now, c_next = starts[t], starts[t + 1]
@@ -92,16 +103,22 @@ def forward(cell, x, m, starts, width, span):
             source = rows(m.h, at.h * Hp, Hp)
             if n.gate > n.first:
                 for q in range(last + 1):
-                    j0 = block * q
-                    j1 = min(j0 + block, Hp)
+                    j0 = u0 + block * q
+                    j1 = min(j0 + block, u1)
                     a = rows(m.a, row * wide + n.first * Hp, wide)
                     slots_matmul(source, M, w_gate, H, width, Hp, n.gate - n.first, j0, j1, a, a)
                     gate(cell, m, at, M, j0, j1)
                 source = rows(m.a, row * wide + n.last * Hp, wide)
+                if members > 1:
+                    members, meeting = barrier(team, number, members, meeting)
+                    if members == 0:
+                        return
+                    u0, u1 = part(number, members, Hp, VECTORS * width)
+                    last = (u1 - u0 - 1) // block
             for q in range(last + 1):
                 # to and fro: what of W_hh the last step left in the cache is read first
-                j0 = block * (q if t % 2 == 0 else last - q)
-                j1 = min(j0 + block, Hp)
+                j0 = u0 + block * (q if t % 2 == 0 else last - q)
+                j1 = min(j0 + block, u1)
                 a = rows(m.a, row * wide + n.gate * Hp, wide)
                 slots_matmul(source, M, w_hh, H, width, Hp, mixed - n.gate, j0, j1, a, a)
                 if mixed < n.last:
@@ -109,23 +126,34 @@ def forward(cell, x, m, starts, width, span):
                     own = rows(cell.bias, mixed * Hp, 0)
                     slots_matmul(source, M, w_alone, H, width, Hp, n.last - mixed, j0, j1, own, a)
                 step(cell, m, at, M, j0, j1)
+            if members > 1:
+                members, meeting = barrier(team, number, members, meeting)
+                if members == 0:
+                    return
+                u0, u1 = part(number, members, Hp, VECTORS * width)
+                last = (u1 - u0 - 1) // block
 
 
 @kernel
-def backward(cell, dy, m, d, starts, width, span):
+def backward(cell, dy, m, d, starts, width, span, team):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
     state before its last step.  Rows of d.da begin with those of step t0.
     """
+    number, members = join(team)
+    if members == 0:
+        return
     t0, t1, b0, b1 = span
     n = slots(cell)
     Hp, wide, N = m.h.shape[1], d.da.shape[1], starts[1]
     gated = n.gate > n.first
     head = n.gate - n.first if gated else n.last - n.first  # slots that h is multiplied into
     Ip = cell.w_ih.size // (n.x * Hp)
+    u0, u1 = part(number, members, Hp, VECTORS * width)
+    meeting = 1
     block = BLOCK * width
-    last = (Hp - 1) // block
+    last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
     w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
@@ -140,8 +168,8 @@ def backward(cell, dy, m, d, starts, width, span):
             at = At(c_now, c_next, c_now, c_next, s, row, b0, s)
             source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
             for q in range(last + 1):
-                j0 = block * (q if t % 2 == 0 else last - q)
-                j1 = min(j0 + block, Hp)
+                j0 = u0 + block * (q if t % 2 == 0 else last - q)
+                j1 = min(j0 + block, u1)
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * head * Hp, 0)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
@@ -156,10 +184,16 @@ def backward(cell, dy, m, d, starts, width, span):
                 if n.direct and not gated and t > 0:
                     _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
             if gated:
+                if members > 1:
+                    members, meeting = barrier(team, number, members, meeting)
+                    if members == 0:
+                        return
+                    u0, u1 = part(number, members, Hp, VECTORS * width)
+                    last = (u1 - u0 - 1) // block
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
                 for q in range(last + 1):
-                    j0 = block * q
-                    j1 = min(j0 + block, Hp)
+                    j0 = u0 + block * q
+                    j1 = min(j0 + block, u1)
                     target = rows(d.da, row * wide + n.last * Hp + j0, wide)
                     K = (n.last - n.gate) * Hp
                     panel_matmul(
@@ -168,20 +202,29 @@ def backward(cell, dy, m, d, starts, width, span):
                     gate_adjoint(cell, m, d, at, M, j0, j1)
                     if t > 0:
                         _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
-        if d.dx.shape[0] > 0:
+            if members > 1:
+                members, meeting = barrier(team, number, members, meeting)
+                if members == 0:
+                    return
+                u0, u1 = part(number, members, Hp, VECTORS * width)
+                last = (u1 - u0 - 1) // block
+        own0, own1 = part(number, members, c - c0, 1)
+        own0, own1 = c0 + own0, c0 + own1
+        if d.dx.shape[0] > 0 and own0 < own1:
             stride = d.dx.shape[1]
-            source = rows(d.da, (starts[c0 + 1] - starts[t0 + 1]) * wide, wide)
-            target = rows(d.dx, (starts[c0 + 1] - N) * stride, stride)
-            span = (c0, c, b0, b1)
+            source = rows(d.da, (starts[own0 + 1] - starts[t0 + 1]) * wide, wide)
+            target = rows(d.dx, (starts[own0 + 1] - N) * stride, stride)
+            span = (own0, own1, b0, b1)
             K = n.x * Hp
-            matmul_steps(source, w_ih, K, width, Ip, 1, zeros, target, starts, span)
+            matmul_steps(source, w_ih, K, width, Ip, 1, zeros, target, starts, span, (0, Ip))
     source = rows(d.da, b0 * wide + n.first * Hp, wide)
-    dh = rows(d.dh, b0 * Hp, Hp)
+    dh = rows(d.dh, b0 * Hp + u0, Hp)
     M = active(starts, t0, b0, b1)
     above = dh
     if not n.direct:
-        above = rows(dy, (starts[t0] - N + b0) * Hp, Hp) if t0 > 0 else zeros
-    panel_matmul(source, M, w_hh, head * Hp, width, Hp, above, dh)
+        above = rows(dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
+    w = shifted(w_hh, u0 * head * Hp, 0)
+    panel_matmul(source, M, w, head * Hp, width, u1 - u0, above, dh)
 
 
 @kernel

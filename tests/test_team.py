@@ -1,0 +1,114 @@
+"""Teams: the units of one sequence shared out between threads, with a barrier in every step."""
+
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from strategies import KINDS
+
+import fastbptt as fb
+from fastbptt import layers, threads
+from fastbptt.kernels import team
+
+
+def in_thread(call, *given):
+    """(the thread, a list that gets call(*given))."""
+    got = []
+    thread = threading.Thread(target=lambda: got.append(call(*given)))
+    thread.start()
+    return thread, got
+
+
+def members_of(wanted):
+    board = team.board(wanted)
+    return [team.Team(board, number == 0) for number in range(wanted)]
+
+
+@pytest.fixture
+def compiled():
+    (alone,) = members_of(1)
+    assert team.join(alone) == (0, 1)
+    assert team.barrier(alone, 0, 1, 1) == (1, 2)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_who_comes_in_time_is_a_member_and_who_is_late_is_not():
+    leader, second, late = members_of(3)
+    thread, got = in_thread(team.join, second)
+    time.sleep(0.1)
+    assert team.join(leader) == (0, 2)
+    thread.join()
+    assert got == [(1, 2)]
+    assert team.join(late) == (0, 0)
+    assert team.join(team.ALONE) == (0, 1)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_barrier_waits_for_all_and_a_team_that_waited_long_parts_at_the_next():
+    leader, second = members_of(2)
+    thread, got = in_thread(team.barrier, leader, 0, 2, 1)
+    time.sleep(0.3)
+    assert not got
+    assert team.barrier(second, 1, 2, 1) == (2, 2)
+    thread.join()
+    assert got == [(2, 2)]
+    thread, got = in_thread(team.barrier, leader, 0, 2, 2)
+    assert team.barrier(second, 1, 2, 2) == (0, 3)
+    thread.join()
+    assert got == [(1, 3)]
+
+
+@pytest.mark.parametrize("size", [1, 16, 33, 200, 1024])
+@pytest.mark.parametrize("unit", [1, 32])
+def test_the_parts_cover_all_units_once(size, unit):
+    for members in (1, 2, 3, 7):
+        parts = [team.part(number, members, size, unit) for number in range(members)]
+        assert parts[0][0] == 0
+        assert parts[-1][1] == size
+        assert all(a[1] == b[0] and b[0] % unit == 0 for a, b in itertools.pairwise(parts))
+
+
+@pytest.fixture
+def teams(monkeypatch):
+    """The sizes of the teams that sweeps were given; every net of more than a block has one."""
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
+    sizes = []
+    together = layers.together
+
+    def noted(work, count):
+        sizes.append(count)
+        together(work, count)
+
+    monkeypatch.setattr(layers, "together", noted)
+    before = fb.get_num_threads()
+    yield sizes
+    fb.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("B", "H"), [(1, 150), (1, 257), (2, 131)])
+def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
+    rng = np.random.default_rng(0)
+    net = getattr(fb, kind)(5, H, dtype=dtype, rng=0, **options)
+    T = 150
+    x, dy = rng.normal(size=(T, B, 5)).astype(dtype), rng.normal(size=(T, B, H)).astype(dtype)
+    lengths = [T, T // 3][:B]
+
+    def work():
+        trace = net.trace(x, lengths=lengths)
+        grads = trace.backward(dy, per_step=True)
+        again = net(x, lengths=lengths)[0]
+        return [trace.output, again, grads.x, *grads.params.values(), *grads.per_step.values()]
+
+    fb.set_num_threads(1)
+    alone = work()
+    assert not teams
+    for count in (B + 1, 7):  # 7 are more than the cores of many machines: teams come and part
+        fb.set_num_threads(count)
+        for one, many in zip(alone, work(), strict=True):
+            np.testing.assert_array_equal(one, many)
+    assert {B + 1, 7} <= set(teams)
