@@ -77,6 +77,8 @@ REGIONS = (
     "dy",
     "step",
     "factors",
+    "ax",
+    "start",
     *(f"{a}{slot}" for a in ("a", "da") for slot in range(5)),
 )
 

@@ -14,7 +14,7 @@ from .cells import FACTORS, TangentAt, Tangents, gate_tangent, slots, tangent
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
 from .panels import BLOCK
-from .simd import rows, shifted
+from .simd import line, rows, shifted
 from .sweeps import matmul_steps, slots_matmul
 
 LONGEST = 64  # steps between two orthonormalisations, at most
@@ -93,77 +93,84 @@ def _settle(s, b, frame, R, row):
     s.since[b] = 0
 
 
+class Sizes(NamedTuple):
+    """What the loops would else divide shapes for at every step."""
+
+    B: int
+    count: int  # 1 + k rows of a sequence
+    stride: int  # L·parts·Hp, of a row of the panel
+    wide: int  # slots·Hp, of a row of pre-activations
+    Hp: int
+    H: int
+    I: int
+    parts: int  # of a layer's state: h, or h and c
+    width: int  # lanes of a register
+
+
 @kernel
-def _leaves_range(s, b, side, far):
-    """Whether the first tangent, if the product has not become zero, nears the end of its range."""
-    panel = s.panel
-    energy = panel.dtype.type(0)
-    for j in range(panel.shape[3]):
-        energy += panel[side, b, 1, j] * panel[side, b, 1, j]
+def _leaves_range(first, stride, far):
+    """Whether the first tangent nears the end of its range."""
+    energy = far * 0
+    for j in range(stride):
+        energy += first[j] * first[j]
     # an energy of 0 may have underflowed
-    return s.e[b, 0] > EMPTY and (energy > far or energy * far < 1)
+    return energy > far or energy * far < 1
 
 
 @kernel
-def _layer(cell, l, m, factors, width, I, b0, b1, now):
-    """State and tangents of layer l after a step, for rows b0..b1-1; its input is in m.start."""
-    n = slots(cell)
-    panel, start, a = m.panel, m.start, m.a
-    B, count, stride = panel.shape[1:]
-    Hp, wide = factors.shape[1], a.shape[2]
-    H = cell.w_hh.size // (cell.bias.size // n.last) // (n.last - n.first)
-    K_ih, K_hh = n.x * Hp, (n.last - n.first) * Hp
-    parts = stride // (cell.bias.size // n.last)
-    column = l * parts * Hp  # of this layer's state
-    M, block = (b1 - b0) * count, BLOCK * width
+def _layer(cell, l, p, start, n, b0, b1, now):
+    """State and tangents of layer l after a step, for rows b0..b1-1; its input is in start.
+
+    p is passed whole and made once: each array that is put into a tuple, or taken out of one by
+    name, has its references counted, atomically (22 times a step: a third of k = 1, H = 64).
+    """
+    at = slots(cell)
+    Hp, H, wide, stride = n.Hp, n.H, n.wide, n.stride
+    K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
+    column = l * n.parts * Hp  # of this layer's state
+    M, block = (b1 - b0) * n.count, BLOCK * n.width
     last = (Hp - 1) // block
-    after = 1 - now
-    origin, top = b0 * count, (l * B + b0) * count
-    h = rows(panel, (now * B * count + origin) * stride + column, stride)
-    s, c = rows(start, top * wide, wide), rows(a, top * wide, wide)
+    origin, top = b0 * n.count, (l * n.B + b0) * n.count
+    source = rows(p.now, (now * n.B * n.count + origin) * stride + column, stride)
+    s, c = rows(start, top * wide, wide), rows(p.a, top * wide, wide)
+    alone = s
     if l > 0:
-        below = rows(panel, (after * B * count + origin) * stride + column - parts * Hp, stride)
-        w = rows(cell.w_ih, K_ih * (I + (l - 1) * H), 0)
-        slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, s, c)
+        side = (1 - now) * n.B * n.count + origin
+        below = rows(p.after, side * stride + column - n.parts * Hp, stride)
+        w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
+        slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, s, c)
         s = c
     w_hh = rows(cell.w_hh, l * K_hh * H, 0)
-    source = h
-    p = Tangents(panel, panel, a, factors)
-    if n.gate > n.first:
-        shared = shifted(s, n.first * Hp, wide)
+    if at.gate > at.first:
+        shared, t = shifted(s, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
         for q in range(last + 1):
             j0 = block * q
             j1 = min(j0 + block, Hp)
-            target = shifted(c, n.first * Hp, wide)
-            slots_matmul(h, M, w_hh, H, width, Hp, n.gate - n.first, j0, j1, shared, target)
+            slots_matmul(source, M, w_hh, H, n.width, Hp, at.gate - at.first, j0, j1, shared, t)
             for b in range(b0, b1):
-                gate_tangent(cell, p, _at(m, l, b, now, column), j0, j1)
-        source = shifted(c, n.last * Hp, wide)
-    mixed = max(n.gate, min(n.x, n.last))
-    w_gated = shifted(w_hh, (n.gate - n.first) * Hp * H, 0)
-    w_alone = shifted(w_hh, (mixed - n.first) * Hp * H, 0)
-    alone = rows(start, top * wide + mixed * Hp, wide)
+                gate_tangent(cell, p, _at(n, l, b, now, column), j0, j1)
+        source = shifted(c, at.last * Hp, wide)
+    mixed = max(at.gate, min(at.x, at.last))
+    w_gated = shifted(w_hh, (at.gate - at.first) * Hp * H, 0)
+    w_alone = shifted(w_hh, (mixed - at.first) * Hp * H, 0)
+    shared, t = shifted(s, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
     for q in range(last + 1):
         j0 = block * (q if now == 0 else last - q)
         j1 = min(j0 + block, Hp)
-        t = shifted(c, n.gate * Hp, wide)
-        shared = shifted(s, n.gate * Hp, wide)
-        slots_matmul(source, M, w_gated, H, width, Hp, mixed - n.gate, j0, j1, shared, t)
-        if mixed < n.last:
-            t = shifted(c, mixed * Hp, wide)
-            slots_matmul(source, M, w_alone, H, width, Hp, n.last - mixed, j0, j1, alone, t)
+        slots_matmul(source, M, w_gated, H, n.width, Hp, mixed - at.gate, j0, j1, shared, t)
+        if mixed < at.last:
+            own, u = shifted(alone, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
+            slots_matmul(source, M, w_alone, H, n.width, Hp, at.last - mixed, j0, j1, own, u)
         for b in range(b0, b1):
-            tangent(cell, p, _at(m, l, b, now, column), j0, j1)
+            tangent(cell, p, _at(n, l, b, now, column), j0, j1)
 
 
 @kernel
-def _at(m, l, b, now, column):
+def _at(n, l, b, now, column):
     """Where the rows of sequence b begin in layer l, whose states begin at `column`."""
-    B, count, stride = m.panel.shape[1:]
-    wide = m.a.shape[2]
-    here = (now * B + b) * count * stride + column
-    there = ((1 - now) * B + b) * count * stride + column
-    return TangentAt(here, there, (l * B + b) * count * wide, stride, wide, count)
+    here = (now * n.B + b) * n.count * n.stride + column
+    there = ((1 - now) * n.B + b) * n.count * n.stride + column
+    return TangentAt(here, there, (l * n.B + b) * n.count * n.wide, n.stride, n.wide, n.count)
 
 
 @kernel
@@ -178,10 +185,16 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     chunk = starts.size - 2
     k = s.U.shape[1]
     layers = cell.bias.size // (n.last * Hp)
-    panel = s.panel
+    panel, tops, pre = s.panel, m.start, m.a
+    since, interval, e = s.since, s.interval, s.e
+    _, _, count, stride = panel.shape
+    wide, parts = pre.shape[2], stride // (layers * Hp)
+    H = cell.w_hh.size // (layers * Hp) // (n.last - n.first)
+    sizes = Sizes(B, count, stride, wide, Hp, H, I, parts, width)
     w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
     R, row, factors = np.empty((k, k)), np.empty(k), np.empty((FACTORS, Hp), panel.dtype)
-    far = math.sqrt(np.finfo(panel.dtype).max)
+    p = Tangents(panel, panel, pre, factors)
+    far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
         span = (0, steps, b0, b1)
@@ -190,13 +203,20 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
         for t in range(steps):
             now = (start + c + t) % 2
             for b in range(b0, b1):
+                of_x = line(ax, (t * B + b) * n.x * Hp, "ax")
+                top = line(tops, b * count * wide, "start")
+                alone = line(pre, b * count * wide, "a0")
                 for j in range(n.x * Hp):
-                    m.start[b, 0, j] = ax[t * B + b, j]
+                    top[j] = of_x[j]
                 for j in range(n.first * Hp):
-                    m.a[b, 0, j] = ax[t * B + b, j]
+                    alone[j] = of_x[j]
             for l in range(layers):
-                _layer(cell, l, m, factors, width, I, b0, b1, now)
+                _layer(cell, l, p, tops, sizes, b0, b1, now)
             for b in range(b0, b1):
-                s.since[b] += 1
-                if s.since[b] >= s.interval[b] or _leaves_range(s, b, 1 - now, far):
+                since[b] += 1
+                first = line(panel, (((1 - now) * B + b) * count + 1) * stride, "h")
+                # where the product has become zero there is nothing to bring back into range
+                if since[b] >= interval[b] or (
+                    e[b, 0] > EMPTY and _leaves_range(first, stride, far)
+                ):
                     _settle(s, b, panel[1 - now, b, 1:], R, row)
