@@ -2,11 +2,20 @@
 
 __version__ = "0.1.0"
 
+from .chains import Chain, MatrixChain
 from .diagnosis import Diagnosis, diagnose
 from .kernels.memory import release as release_memory
 from .loading import from_keras, from_onnx, from_state_dict, load
 from .networks import GRU, LSTM, MGU, RNN
-from .spectral import JacobianStream, StreamResult
+from .spectral import (
+    JacobianStream,
+    StreamResult,
+    growth_from,
+    growth_map,
+    growth_to,
+    growth_window,
+    log_norm,
+)
 from .threads import get_num_threads, set_num_threads
 from .trace import Gradients, Trace
 
@@ -15,9 +24,11 @@ __all__ = [
     "LSTM",
     "MGU",
     "RNN",
+    "Chain",
     "Diagnosis",
     "Gradients",
     "JacobianStream",
+    "MatrixChain",
     "StreamResult",
     "Trace",
     "diagnose",
@@ -25,7 +36,12 @@ __all__ = [
     "from_onnx",
     "from_state_dict",
     "get_num_threads",
+    "growth_from",
+    "growth_map",
+    "growth_to",
+    "growth_window",
     "load",
+    "log_norm",
     "release_memory",
     "set_num_threads",
 ]

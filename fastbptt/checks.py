@@ -61,6 +61,17 @@ def probability(value: Any, name: str) -> float:
     return result
 
 
+def number(value: Any, name: str, least: float) -> float:
+    """A finite number of at least `least`."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    if not least <= result < float("inf"):
+        raise ValueError(f"{name}: expected a finite number of at least {least}, got {result}")
+    return result
+
+
 def generator(rng: Any) -> np.random.Generator:
     """The Generator that `rng` is or seeds."""
     try:

@@ -26,8 +26,8 @@ from .weights import Layer
 
 # Of da in one chunk: long enough that handing out the work costs little, short enough for L3.
 _CHUNK_BYTES = 1 << 21
-# Of W_hh for each member of a team: at least a microsecond's reading, where a barrier takes 0.2.
-_MEMBER_BYTES = 1 << 17
+# Of W_hh for each member of a team: over a microsecond of reading; a barrier takes 0.2 to 0.6.
+_MEMBER_BYTES = 1 << 18
 
 
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
@@ -82,6 +82,7 @@ class LayerPass:
     ----------
     h : ndarray (N+S,Hp)
         All states; `c` likewise if `keep`.
+    x : ndarray (S,I..)
     state : tuple of ndarray (B,H)
         The last of each sequence.
     """
@@ -118,7 +119,7 @@ class LayerPass:
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
-        self._x, self._a, self._kept = x, a, kept
+        self.x, self._a, self._kept = x, a, kept
         self.state: tuple[np.ndarray, ...] = (sequences.end(h, H),)
         if design.has_c:
             self.state += (sequences.end(c, H, halves=not kept),)
@@ -182,7 +183,7 @@ class LayerPass:
             before = checks.read_only(self.h[sequences.before(t0, t1)])
             products = [
                 _Product(slots.first * Hp, before, 0, H, dw_hh[:split]),
-                _Product(0, self._x[s0:s1], 0, I, dw_ih),
+                _Product(0, self.x[s0:s1], 0, I, dw_ih),
             ]
             if split < len(dw_hh):
                 gated = checks.read_only(self._a[s0:s1])
@@ -195,6 +196,10 @@ class LayerPass:
             tuple(sequences.begun(y, H) for y in ((dh, dc) if design.has_c else (dh,))),
             (step_h, step_c) if design.has_c else (step_h,),
         )
+
+    def kept_states(self) -> tuple[np.ndarray, ...]:
+        """(N+S,Hp) of each part of the state."""
+        return (self.h, self.c) if self.layer.design.has_c else (self.h,)
 
     def inside(self) -> dict[str, np.ndarray]:
         """Rows (S,Hp) of h and, where the cell keeps them, of c and each gate."""

@@ -47,12 +47,13 @@ class Sequences:
             self.N, self.longest, self.S = B, T, T * B
             self.starts = np.arange(T + 2) * B
             self.lengths = np.full(B, T)
-            self._begins = self._ends = np.arange(B)
+            self._row = self._begins = self._ends = np.arange(B)
             return
         until = np.full(B, T) if lengths is None else lengths
         row, start, length = _pieces(until, reset)
         order = np.argsort(-length, kind="stable")
         row, start, length = row[order], start[order], length[order]
+        self._row = row
         self.N, self.S = row.size, int(length.sum())
         self.longest = int(length.max(initial=0))
         counts = np.searchsorted(-length, -np.arange(self.longest), side="left")
@@ -121,6 +122,16 @@ class Sequences:
         last[:] = 0
         last[self._ends, : state.shape[1]] = state
         return last
+
+    def piece(self, b: int) -> int:
+        """The one piece of sequence b; ValueError if a reset cuts it into several."""
+        own = np.flatnonzero(self._row == b)
+        if own.size > 1:
+            raise ValueError(
+                f"batch: sequence {b} is cut by a reset, across which the Jacobian is zero; trace "
+                "its pieces one by one"
+            )
+        return int(own[0])
 
     def last_steps(self) -> tuple[np.ndarray | slice, np.ndarray | slice]:
         """The pieces that have steps, and the row of the last step of each."""

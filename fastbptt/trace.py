@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
+from .chains import TraceChain
 from .kernels.panels import padded
 from .layers import LayerGradients, LayerPass
 from .sequences import Sequences
@@ -248,6 +249,41 @@ class Trace:
         if self._layout.unbatched:
             return {name: y[:, :, 0] for name, y in steps.items()}
         return steps
+
+    def chain(self, batch: int = 0) -> TraceChain:
+        """The Jacobians of one sequence's state, t = 1 .. T.
+
+        Parameters
+        ----------
+        batch : int
+            Which sequence, from 0; 0 for an unbatched trace.
+
+        Returns
+        -------
+        TraceChain
+            Of N = L·H, for an LSTM 2·L·H; of as many steps as the sequence is long.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a sequence that is not there, a bidirectional net, whose states are no chain, or a
+            sequence that a reset cuts.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbptt as fb
+        >>> chain = fb.RNN(3, 5, rng=0).trace(np.ones((7, 2, 3), np.float32)).chain(1)
+        >>> len(chain), chain.matrix(7, 0).shape
+        (7, (5, 5))
+        """
+        b = checks.size(batch, "batch", least=0)
+        if b >= self._B:
+            raise ValueError(f"batch: expected below {self._B}, got {b}")
+        if len(self._sequences) > 1:
+            raise ValueError(
+                "batch: the net is bidirectional; its states are no chain, each direction's is one"
+            )
+        return TraceChain(self._weights, self._passes, b)
 
     def inside(self) -> dict[str, np.ndarray]:
         """Every step's state and gates.

@@ -157,11 +157,19 @@ class Weights:
         self.dtype = self.layers[0].dtype
         self.hidden_size = self.layers[0].hidden_size
 
-    @functools.cached_property
-    def stacked_cell(self) -> Any:
+    def _stacked(self, cells: list[Any]) -> Any:
         """The cells of all layers as one, their arrays one after the other."""
-        cells = [layer.cell for layer in self.layers]
         if len(cells) == 1:
             return cells[0]
         parts = ([getattr(cell, n) for cell in cells] for n in ("w_ih", "w_hh", "bias"))
         return self.layers[0].make(*(_joined(part, self.dtype) for part in parts))
+
+    @functools.cached_property
+    def stacked_cell(self) -> Any:
+        """What a step of all layers reads."""
+        return self._stacked([layer.cell for layer in self.layers])
+
+    @functools.cached_property
+    def stacked_adjoint_cell(self) -> Any:
+        """What a step back through all layers reads."""
+        return self._stacked([layer.adjoint_cell for layer in self.layers])

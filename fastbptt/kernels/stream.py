@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cells import FACTORS, TangentAt, Tangents, gate_tangent, slots, tangent
+from .cells import (
+    TangentAt,
+    Tangents,
+    gate_linearise,
+    gate_tangent,
+    linearise,
+    slots,
+    tangent,
+)
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
 from .panels import BLOCK
@@ -148,7 +156,8 @@ def _layer(cell, l, p, start, n, b0, b1, now):
             j1 = min(j0 + block, Hp)
             slots_matmul(source, M, w_hh, H, n.width, Hp, at.gate - at.first, j0, j1, shared, t)
             for b in range(b0, b1):
-                gate_tangent(cell, p, _at(n, l, b, now, column), j0, j1)
+                gate_linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
+                gate_tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
         source = shifted(c, at.last * Hp, wide)
     mixed = max(at.gate, min(at.x, at.last))
     w_gated = shifted(w_hh, (at.gate - at.first) * Hp * H, 0)
@@ -162,15 +171,17 @@ def _layer(cell, l, p, start, n, b0, b1, now):
             own, u = shifted(alone, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
             slots_matmul(source, M, w_alone, H, n.width, Hp, at.last - mixed, j0, j1, own, u)
         for b in range(b0, b1):
-            tangent(cell, p, _at(n, l, b, now, column), j0, j1)
+            linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
+            tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
 
 
 @kernel
-def _at(n, l, b, now, column):
-    """Where the rows of sequence b begin in layer l, whose states begin at `column`."""
-    here = (now * n.B + b) * n.count * n.stride + column
-    there = ((1 - now) * n.B + b) * n.count * n.stride + column
-    return TangentAt(here, there, (l * n.B + b) * n.count * n.wide, n.stride, n.wide, n.count)
+def _at(n, l, b, now, column, row):
+    """The rows of sequence b from `row` on in layer l, whose states begin at `column`."""
+    here = ((now * n.B + b) * n.count + row) * n.stride + column
+    there = (((1 - now) * n.B + b) * n.count + row) * n.stride + column
+    a = ((l * n.B + b) * n.count + row) * n.wide
+    return TangentAt(here, there, a, 0, n.stride, n.wide, n.count - row)
 
 
 @kernel
@@ -192,7 +203,7 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     H = cell.w_hh.size // (layers * Hp) // (n.last - n.first)
     sizes = Sizes(B, count, stride, wide, Hp, H, I, parts, width)
     w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
-    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((FACTORS, Hp), panel.dtype)
+    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((1, n.factors * Hp), panel.dtype)
     p = Tangents(panel, panel, pre, factors)
     far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
     for c in range(0, T, chunk):

@@ -27,6 +27,7 @@ class Slots(NamedTuple):
     gate: int
     last: int
     direct: bool  # whether `adjoint` leaves anything in dh: what reaches h by no product
+    factors: int  # numbers a unit by which `linearise` says what a step does to tangents
 
     @property
     def width(self) -> int:
@@ -105,41 +106,65 @@ def gate_adjoint(cell: Any, m: Memory, d: Adjoints, at: At, M: int, j0: int, j1:
 
 
 class Tangents(NamedTuple):
-    """The arrays of one layer in a stream: a row of values, and k rows of tangents below it."""
+    """The arrays of one layer in a chain of Jacobians; a row of state is h and then c."""
 
-    now: np.ndarray  # (.,state·Hp): the state t from element `at.now` on, h and then c
+    now: np.ndarray  # (.,parts·Hp): state t, or tangents of it; what `cotangent` takes and leaves
     after: np.ndarray  # state t+1
-    a: np.ndarray  # (.,slots·Hp): pre-activations and their tangents
-    factors: np.ndarray  # (FACTORS,Hp): work space of one call, for one sequence
+    a: np.ndarray  # (.,slots·Hp): pre-activations, their tangents or cotangents
+    factors: np.ndarray  # (.,factors·Hp)
 
 
 class TangentAt(NamedTuple):
-    """The first elements of a sequence's rows in `now`, `after` and `a`, and the rows' lengths."""
+    """The first elements of the rows in question, the rows' lengths and how many there are."""
 
     now: int
     after: int
     a: int
+    factors: int
     stride: int  # of now and after
     wide: int  # of a
-    rows: int  # 1 + k
+    rows: int
 
 
-FACTORS = 6  # that a cell's tangent takes from the row of values to the rows below
-
-
-def tangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
-    """Rows 0 (values) and 1 .. k (tangents) of `after` from those of `a` and `now`.
+def linearise(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """One row: state t+1 and the factors of the step, from state t and pre-activations.
 
     The factors come from the pre-activations, to full relative accuracy (activations.py).
     """
 
 
+def gate_linearise(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """One row: slot `last`, the gated state, and its factors; the first of all."""
+
+
+def tangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """y_dot of state t+1, from y_dot of state t and of the pre-activations."""
+
+
 def gate_tangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
-    """Slot `last` of each row of `a`: the gated state and its tangents."""
+    """Slot `last` of `a`: the tangents of the gated state."""
+
+
+def cotangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """The adjoint of `tangent`: a from dL/d state t+1 in now, where it leaves what is direct."""
+
+
+def gate_cotangent(cell: Any, p: Tangents, at: TangentAt, j0: int, j1: int) -> None:
+    """The adjoint of `gate_tangent`: slots first .. gate-1 from slot `last`; adds its part to h."""
+
+
+@implements(gate_linearise, None)
+def _no_gate_linearise(cell, p, at, j0, j1):
+    pass
 
 
 @implements(gate_tangent, None)
 def _no_gate_tangent(cell, p, at, j0, j1):
+    pass
+
+
+@implements(gate_cotangent, None)
+def _no_gate_cotangent(cell, p, at, j0, j1):
     pass
 
 

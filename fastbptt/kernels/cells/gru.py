@@ -13,11 +13,25 @@ from ..activations import Sigmoid, Tanh, slope
 from ..elementary import sigmoid, tanh
 from ..jit import implements
 from ..simd import line
-from . import Design, Slots, adjoint, gate, gate_adjoint, gate_tangent, slots, step, tangent
+from . import (
+    Design,
+    Slots,
+    adjoint,
+    cotangent,
+    gate,
+    gate_adjoint,
+    gate_cotangent,
+    gate_linearise,
+    gate_tangent,
+    linearise,
+    slots,
+    step,
+    tangent,
+)
 
 # n, r, z of x and r, z, n of h overlap in r and z: the n of x and that of h are not added up.
-SLOTS = Slots(x=3, first=1, gate=1, last=4, direct=True)
-SLOTS_BEFORE = Slots(x=3, first=0, gate=2, last=3, direct=True)  # r z n, and r h
+SLOTS = Slots(x=3, first=1, gate=1, last=4, direct=True, factors=5)
+SLOTS_BEFORE = Slots(x=3, first=0, gate=2, last=3, direct=True, factors=5)  # r z n, and r h
 
 
 class GRU(NamedTuple):
@@ -146,16 +160,16 @@ def _gru_before_gate_adjoint(cell, m, d, at, M, j0, j1):
             dh[j] += drh[j] * r[j]
 
 
-@implements(tangent, GRU)
-def _gru_tangent(cell, p, at, j0, j1):
-    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' (a_n + r a_hn + hn r' a_r)."""
-    k = p.factors.shape[1]
+@implements(linearise, GRU)
+def _gru_linearise(cell, p, at, j0, j1):
+    """h as in `step`; the factors z, (h - n) z', (1 - z) n' and of that r and hn r'."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
     h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
     n, r = line(p.a, at.a, "a0"), line(p.a, at.a + k, "a1")
     z, hn = line(p.a, at.a + 2 * k, "a2"), line(p.a, at.a + 3 * k, "a3")
-    by_h, by_z = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
-    by_n, by_r = line(p.factors, 2 * k, "factors"), line(p.factors, 3 * k, "factors")
-    by_hn = line(p.factors, 4 * k, "factors")
+    by_h, by_z = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    by_n, by_r = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_hn = line(p.factors, s + 4 * k, "factors")
     for j in range(j0, j1):
         by_r[j] = slope(Sigmoid(), r[j]) * hn[j]
         r[j] = sigmoid(r[j])
@@ -179,7 +193,16 @@ def _gru_tangent(cell, p, at, j0, j1):
         by_r[j] *= by_n[j]
     for j in range(j0, j1):
         by_hn[j] = by_n[j] * r[j]
-    for row in range(1, at.rows):
+
+
+@implements(tangent, GRU)
+def _gru_tangent(cell, p, at, j0, j1):
+    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' (a_n + r a_hn + hn r' a_r)."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_z = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    by_n, by_r = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_hn = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
         a = at.a + row * at.wide
         n_dot, r_dot = line(p.a, a, "a0"), line(p.a, a + k, "a1")
         z_dot, hn_dot = line(p.a, a + 2 * k, "a2"), line(p.a, a + 3 * k, "a3")
@@ -195,31 +218,73 @@ def _gru_tangent(cell, p, at, j0, j1):
             )
 
 
+@implements(cotangent, GRU)
+def _gru_cotangent(cell, p, at, j0, j1):
+    """Each slot's factor times dh; dh <- z dh."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_z = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    by_n, by_r = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_hn = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
+        a = at.a + row * at.wide
+        dn, dr = line(p.a, a, "da0"), line(p.a, a + k, "da1")
+        dz, dhn = line(p.a, a + 2 * k, "da2"), line(p.a, a + 3 * k, "da3")
+        dh = line(p.now, at.now + row * at.stride, "dh")
+        for j in range(j0, j1):
+            dn[j], dr[j] = by_n[j] * dh[j], by_r[j] * dh[j]
+            dz[j], dhn[j] = by_z[j] * dh[j], by_hn[j] * dh[j]
+            dh[j] *= by_h[j]
+
+
+@implements(gate_linearise, GRUResetBefore)
+def _gru_before_gate_linearise(cell, p, at, j0, j1):
+    """r h; the factors r, h r'."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    h, r = line(p.now, at.now, "h"), line(p.a, at.a, "a0")
+    rh = line(p.a, at.a + 3 * k, "a3")
+    by_h, by_r = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    for j in range(j0, j1):
+        by_r[j] = slope(Sigmoid(), r[j]) * h[j]
+    for j in range(j0, j1):
+        by_h[j] = sigmoid(r[j])
+        rh[j] = by_h[j] * h[j]
+
+
 @implements(gate_tangent, GRUResetBefore)
 def _gru_before_gate_tangent(cell, p, at, j0, j1):
     """(r h)_dot = r h_dot + h r' a_r."""
-    k = p.factors.shape[1]
-    h, r = line(p.now, at.now, "h"), line(p.a, at.a, "a0")
-    rh, by_r = line(p.a, at.a + 3 * k, "a3"), line(p.factors, 0, "factors")
-    for j in range(j0, j1):
-        by_r[j] = slope(Sigmoid(), r[j]) * h[j]
-        r[j] = sigmoid(r[j])
-        rh[j] = r[j] * h[j]
-    for row in range(1, at.rows):
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_r = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    for row in range(at.rows):
         a = at.a + row * at.wide
         r_dot, rh_dot = line(p.a, a, "a0"), line(p.a, a + 3 * k, "a3")
         h_dot = line(p.now, at.now + row * at.stride, "h")
         for j in range(j0, j1):
-            rh_dot[j] = r[j] * h_dot[j] + by_r[j] * r_dot[j]
+            rh_dot[j] = by_h[j] * h_dot[j] + by_r[j] * r_dot[j]
 
 
-@implements(tangent, GRUResetBefore)
-def _gru_before_tangent(cell, p, at, j0, j1):
-    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' a_n."""
-    k = p.factors.shape[1]
+@implements(gate_cotangent, GRUResetBefore)
+def _gru_before_gate_cotangent(cell, p, at, j0, j1):
+    """dr = h r' d(rh), dh += r d(rh)."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_r = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    for row in range(at.rows):
+        a = at.a + row * at.wide
+        dr, drh = line(p.a, a, "da0"), line(p.a, a + 3 * k, "da3")
+        dh = line(p.now, at.now + row * at.stride, "dh")
+        for j in range(j0, j1):
+            dr[j] = by_r[j] * drh[j]
+            dh[j] += by_h[j] * drh[j]
+
+
+@implements(linearise, GRUResetBefore)
+def _gru_before_linearise(cell, p, at, j0, j1):
+    """h as in `step`; the factors z, (h - n) z', (1 - z) n'."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
     h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
     z, n = line(p.a, at.a + k, "a1"), line(p.a, at.a + 2 * k, "a2")
-    by_z, by_n = line(p.factors, k, "factors"), line(p.factors, 2 * k, "factors")
+    by_h, by_z = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
     for j in range(j0, j1):
         by_n[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
     for j in range(j0, j1):
@@ -231,10 +296,35 @@ def _gru_before_tangent(cell, p, at, j0, j1):
         h[j] = n[j] + z[j] * (before[j] - n[j])
     for j in range(j0, j1):
         by_z[j] *= before[j] - n[j]
-    for row in range(1, at.rows):
+    for j in range(j0, j1):
+        by_h[j] = z[j]
+
+
+@implements(tangent, GRUResetBefore)
+def _gru_before_tangent(cell, p, at, j0, j1):
+    """h_dot = z h_dot + (h - n) z' a_z + (1 - z) n' a_n."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_z = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
         a = at.a + row * at.wide
         z_dot, n_dot = line(p.a, a + k, "a1"), line(p.a, a + 2 * k, "a2")
         h_dot = line(p.after, at.after + row * at.stride, "h")
         h_dot_before = line(p.now, at.now + row * at.stride, "h")
         for j in range(j0, j1):
-            h_dot[j] = z[j] * h_dot_before[j] + by_z[j] * z_dot[j] + by_n[j] * n_dot[j]
+            h_dot[j] = by_h[j] * h_dot_before[j] + by_z[j] * z_dot[j] + by_n[j] * n_dot[j]
+
+
+@implements(cotangent, GRUResetBefore)
+def _gru_before_cotangent(cell, p, at, j0, j1):
+    """dz = (h - n) z' dh, dn = (1 - z) n' dh, dh <- z dh."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_z = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
+        a = at.a + row * at.wide
+        dz, dn = line(p.a, a + k, "da1"), line(p.a, a + 2 * k, "da2")
+        dh = line(p.now, at.now + row * at.stride, "dh")
+        for j in range(j0, j1):
+            dz[j], dn[j] = by_z[j] * dh[j], by_n[j] * dh[j]
+            dh[j] *= by_h[j]

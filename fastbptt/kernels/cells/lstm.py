@@ -12,9 +12,9 @@ from ..activations import Sigmoid, Tanh, slope
 from ..elementary import sigmoid, tanh
 from ..jit import implements
 from ..simd import line
-from . import Design, Slots, adjoint, slots, step, tangent
+from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
 
-SLOTS = Slots(x=4, first=0, gate=0, last=4, direct=False)  # i f g o
+SLOTS = Slots(x=4, first=0, gate=0, last=4, direct=False, factors=6)  # i f g o
 
 
 class LSTM(NamedTuple):
@@ -91,17 +91,18 @@ def _lstm_adjoint(cell, m, d, at, M, j0, j1):
             dc[j] *= f[j]
 
 
-@implements(tangent, LSTM)
-def _lstm_tangent(cell, p, at, j0, j1):
-    """c_dot = f c_dot + c f' a_f + g i' a_i + i g' a_g, h_dot = tanh(c) o' a_o + o tanh' c_dot."""
-    n = p.factors.shape[1]
+@implements(linearise, LSTM)
+def _lstm_linearise(cell, p, at, j0, j1):
+    """h and c as in `step`; the factors f, c f', g i', i g', tanh(c) o', o tanh'(c)."""
+    n = p.factors.shape[1] // slots(cell).factors
     h, c = line(p.after, at.after, "h"), line(p.after, at.after + n, "c")
     before = line(p.now, at.now + n, "c")
     i, f = line(p.a, at.a, "a0"), line(p.a, at.a + n, "a1")
     g, o = line(p.a, at.a + 2 * n, "a2"), line(p.a, at.a + 3 * n, "a3")
-    by_c, by_f = line(p.factors, 0, "factors"), line(p.factors, n, "factors")
-    by_i, by_g = line(p.factors, 2 * n, "factors"), line(p.factors, 3 * n, "factors")
-    by_o, by_h = line(p.factors, 4 * n, "factors"), line(p.factors, 5 * n, "factors")
+    s = at.factors
+    by_c, by_f = line(p.factors, s, "factors"), line(p.factors, s + n, "factors")
+    by_i, by_g = line(p.factors, s + 2 * n, "factors"), line(p.factors, s + 3 * n, "factors")
+    by_o, by_h = line(p.factors, s + 4 * n, "factors"), line(p.factors, s + 5 * n, "factors")
     for j in range(j0, j1):
         by_i[j] = slope(Sigmoid(), i[j])
     for j in range(j0, j1):
@@ -125,12 +126,19 @@ def _lstm_tangent(cell, p, at, j0, j1):
     for j in range(j0, j1):
         by_o[j] *= h[j]
         h[j] *= o[j]
-    for r in range(1, at.rows):
-        h_dot, c_dot = (
-            line(p.after, at.after + r * at.stride, "h"),
-            line(p.after, at.after + r * at.stride + n, "c"),
-        )
-        c_dot_before, a = line(p.now, at.now + r * at.stride + n, "c"), at.a + r * at.wide
+
+
+@implements(tangent, LSTM)
+def _lstm_tangent(cell, p, at, j0, j1):
+    """c_dot = f c_dot + c f' a_f + g i' a_i + i g' a_g, h_dot = tanh(c) o' a_o + o tanh' c_dot."""
+    n, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_c, by_f = line(p.factors, s, "factors"), line(p.factors, s + n, "factors")
+    by_i, by_g = line(p.factors, s + 2 * n, "factors"), line(p.factors, s + 3 * n, "factors")
+    by_o, by_h = line(p.factors, s + 4 * n, "factors"), line(p.factors, s + 5 * n, "factors")
+    for r in range(at.rows):
+        after, a = at.after + r * at.stride, at.a + r * at.wide
+        h_dot, c_dot = line(p.after, after, "h"), line(p.after, after + n, "c")
+        c_dot_before = line(p.now, at.now + r * at.stride + n, "c")
         i_dot, f_dot = line(p.a, a, "a0"), line(p.a, a + n, "a1")
         g_dot, o_dot = line(p.a, a + 2 * n, "a2"), line(p.a, a + 3 * n, "a3")
         for j in range(j0, j1):
@@ -141,3 +149,22 @@ def _lstm_tangent(cell, p, at, j0, j1):
                 + by_g[j] * g_dot[j]
             )
             h_dot[j] = by_o[j] * o_dot[j] + by_h[j] * c_dot[j]
+
+
+@implements(cotangent, LSTM)
+def _lstm_cotangent(cell, p, at, j0, j1):
+    """dc += o tanh' dh; di = g i' dc and so on; dc <- f dc."""
+    n, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_c, by_f = line(p.factors, s, "factors"), line(p.factors, s + n, "factors")
+    by_i, by_g = line(p.factors, s + 2 * n, "factors"), line(p.factors, s + 3 * n, "factors")
+    by_o, by_h = line(p.factors, s + 4 * n, "factors"), line(p.factors, s + 5 * n, "factors")
+    for r in range(at.rows):
+        now, a = at.now + r * at.stride, at.a + r * at.wide
+        dh, dc = line(p.now, now, "dh"), line(p.now, now + n, "dc")
+        di, df = line(p.a, a, "da0"), line(p.a, a + n, "da1")
+        dg, do = line(p.a, a + 2 * n, "da2"), line(p.a, a + 3 * n, "da3")
+        for j in range(j0, j1):
+            total = dc[j] + by_h[j] * dh[j]
+            do[j] = by_o[j] * dh[j]
+            di[j], df[j], dg[j] = by_i[j] * total, by_f[j] * total, by_g[j] * total
+            dc[j] = by_c[j] * total

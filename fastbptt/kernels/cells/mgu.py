@@ -12,9 +12,23 @@ from ..activations import Sigmoid, Tanh, slope
 from ..elementary import sigmoid, tanh
 from ..jit import implements
 from ..simd import line
-from . import Design, Slots, adjoint, gate, gate_adjoint, gate_tangent, slots, step, tangent
+from . import (
+    Design,
+    Slots,
+    adjoint,
+    cotangent,
+    gate,
+    gate_adjoint,
+    gate_cotangent,
+    gate_linearise,
+    gate_tangent,
+    linearise,
+    slots,
+    step,
+    tangent,
+)
 
-SLOTS = Slots(x=2, first=0, gate=1, last=2, direct=True)  # f n, and f h
+SLOTS = Slots(x=2, first=0, gate=1, last=2, direct=True, factors=5)  # f n, and f h
 
 
 class MGU(NamedTuple):
@@ -89,18 +103,25 @@ def _mgu_gate_adjoint(cell, m, d, at, M, j0, j1):
             dh[j] += dfh[j] * f[j]
 
 
-@implements(gate_tangent, MGU)
-def _mgu_gate_tangent(cell, p, at, j0, j1):
-    """(f h)_dot = f h_dot + h f' a_f; f stays a pre-activation, for `tangent` to begin with."""
-    k = p.factors.shape[1]
+@implements(gate_linearise, MGU)
+def _mgu_gate_linearise(cell, p, at, j0, j1):
+    """f h; the factors f, h f'; f stays a pre-activation, for `linearise` to begin with."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
     h, f, fh = line(p.now, at.now, "h"), line(p.a, at.a, "a0"), line(p.a, at.a + 2 * k, "a2")
-    by_h, by_f = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
+    by_h, by_f = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
     for j in range(j0, j1):
         by_f[j] = h[j] * slope(Sigmoid(), f[j])
     for j in range(j0, j1):
         by_h[j] = sigmoid(f[j])
         fh[j] = by_h[j] * h[j]
-    for row in range(1, at.rows):
+
+
+@implements(gate_tangent, MGU)
+def _mgu_gate_tangent(cell, p, at, j0, j1):
+    """(f h)_dot = f h_dot + h f' a_f."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_f = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    for row in range(at.rows):
         a = at.a + row * at.wide
         f_dot, fh_dot = line(p.a, a, "a0"), line(p.a, a + 2 * k, "a2")
         h_dot = line(p.now, at.now + row * at.stride, "h")
@@ -108,14 +129,28 @@ def _mgu_gate_tangent(cell, p, at, j0, j1):
             fh_dot[j] = by_h[j] * h_dot[j] + by_f[j] * f_dot[j]
 
 
-@implements(tangent, MGU)
-def _mgu_tangent(cell, p, at, j0, j1):
-    """h_dot = (1 - f) h_dot + (n - h) f' a_f + f n' a_n."""
-    k = p.factors.shape[1]
+@implements(gate_cotangent, MGU)
+def _mgu_gate_cotangent(cell, p, at, j0, j1):
+    """df += h f' d(fh), dh += f d(fh)."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_f = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
+    for row in range(at.rows):
+        a = at.a + row * at.wide
+        df, dfh = line(p.a, a, "da0"), line(p.a, a + 2 * k, "da2")
+        dh = line(p.now, at.now + row * at.stride, "dh")
+        for j in range(j0, j1):
+            df[j] += by_f[j] * dfh[j]
+            dh[j] += by_h[j] * dfh[j]
+
+
+@implements(linearise, MGU)
+def _mgu_linearise(cell, p, at, j0, j1):
+    """h as in `step`; the factors 1 - f, (n - h) f', f n'."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
     h, before = line(p.after, at.after, "h"), line(p.now, at.now, "h")
     f, n = line(p.a, at.a, "a0"), line(p.a, at.a + k, "a1")
-    by_h, by_f = line(p.factors, 0, "factors"), line(p.factors, k, "factors")
-    by_n = line(p.factors, 2 * k, "factors")
+    by_h, by_f = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
     for j in range(j0, j1):
         by_h[j] = sigmoid(-f[j])  # 1 - f, which near 1 would lose its digits
     for j in range(j0, j1):
@@ -128,10 +163,33 @@ def _mgu_tangent(cell, p, at, j0, j1):
         h[j] = before[j] + f[j] * (n[j] - before[j])
     for j in range(j0, j1):
         by_f[j] *= n[j] - before[j]
-    for row in range(1, at.rows):
+
+
+@implements(tangent, MGU)
+def _mgu_tangent(cell, p, at, j0, j1):
+    """h_dot = (1 - f) h_dot + (n - h) f' a_f + f n' a_n."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_f = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
         a = at.a + row * at.wide
         f_dot, n_dot = line(p.a, a, "a0"), line(p.a, a + k, "a1")
         h_dot = line(p.after, at.after + row * at.stride, "h")
         h_dot_before = line(p.now, at.now + row * at.stride, "h")
         for j in range(j0, j1):
             h_dot[j] = by_h[j] * h_dot_before[j] + by_f[j] * f_dot[j] + by_n[j] * n_dot[j]
+
+
+@implements(cotangent, MGU)
+def _mgu_cotangent(cell, p, at, j0, j1):
+    """df = (n - h) f' dh, dn = f n' dh, dh <- (1 - f) dh."""
+    k, s = p.factors.shape[1] // slots(cell).factors, at.factors
+    by_h, by_f = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
+    by_n = line(p.factors, s + 4 * k, "factors")
+    for row in range(at.rows):
+        a = at.a + row * at.wide
+        df, dn = line(p.a, a, "da0"), line(p.a, a + k, "da1")
+        dh = line(p.now, at.now + row * at.stride, "dh")
+        for j in range(j0, j1):
+            df[j], dn[j] = by_f[j] * dh[j], by_n[j] * dh[j]
+            dh[j] *= by_h[j]

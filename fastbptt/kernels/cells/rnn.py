@@ -10,9 +10,9 @@ import numpy as np
 from ..activations import slope, slope_at_value, value
 from ..jit import implements
 from ..simd import line
-from . import Design, Slots, adjoint, slots, step, tangent
+from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
 
-SLOTS = Slots(x=1, first=0, gate=0, last=1, direct=False)
+SLOTS = Slots(x=1, first=0, gate=0, last=1, direct=False, factors=1)
 
 
 class RNN(NamedTuple):
@@ -53,15 +53,32 @@ def _rnn_adjoint(cell, m, d, at, M, j0, j1):
             da[j] = dh[j] * slope_at_value(cell.act, h[j])
 
 
-@implements(tangent, RNN)
-def _rnn_tangent(cell, p, at, j0, j1):
-    """h = f(a) and h_dot = f'(a) a_dot: J_t = diag(f'(a_t)) W_hh."""
-    a, h, s = line(p.a, at.a, "a0"), line(p.after, at.after, "h"), line(p.factors, 0, "factors")
+@implements(linearise, RNN)
+def _rnn_linearise(cell, p, at, j0, j1):
+    """h = f(a); the factor f'(a)."""
+    a, h = line(p.a, at.a, "a0"), line(p.after, at.after, "h")
+    s = line(p.factors, at.factors, "factors")
     for j in range(j0, j1):
         s[j] = slope(cell.act, a[j])
         h[j] = value(cell.act, a[j])
-    for r in range(1, at.rows):
+
+
+@implements(tangent, RNN)
+def _rnn_tangent(cell, p, at, j0, j1):
+    """h_dot = f'(a) a_dot: J_t = diag(f'(a_t)) W_hh."""
+    s = line(p.factors, at.factors, "factors")
+    for r in range(at.rows):
         a_dot = line(p.a, at.a + r * at.wide, "a0")
         h_dot = line(p.after, at.after + r * at.stride, "h")
         for j in range(j0, j1):
             h_dot[j] = s[j] * a_dot[j]
+
+
+@implements(cotangent, RNN)
+def _rnn_cotangent(cell, p, at, j0, j1):
+    """da = f'(a) dh."""
+    s = line(p.factors, at.factors, "factors")
+    for r in range(at.rows):
+        da, dh = line(p.a, at.a + r * at.wide, "da0"), line(p.now, at.now + r * at.stride, "dh")
+        for j in range(j0, j1):
+            da[j] = s[j] * dh[j]

@@ -1,0 +1,360 @@
+"""Chains of Jacobians: of a trace, of a feed-forward net, of given matrices, of the user's own.
+
+P(t,s) = J_t ... J_{s+1} takes the state after s steps to the state after t steps, 0 <= s <= t <= T.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .kernels import chain as kernels
+from .kernels.memory import aligned
+from .kernels.panels import padded
+from .kernels.simd import lanes
+from .layers import LayerPass
+from .weights import Weights
+
+_ROWS = 512  # steps linearised at once: their pre-activations stay in L2
+
+
+class Operator:
+    """P(t,s) as SciPy's `aslinearoperator`, `svds` and `lobpcg` accept it."""
+
+    def __init__(self, chain: "Chain", t: int, s: int) -> None:
+        self._chain, self._t, self._s = chain, t, s
+        self.shape, self.dtype = (chain.size(t), chain.size(s)), chain.dtype
+
+    def matvec(self, v: Any) -> np.ndarray:
+        """P v, v (n,) or (n,1)."""
+        return self._chain.matvec(self._t, self._s, np.ravel(v))
+
+    def rmatvec(self, u: Any) -> np.ndarray:
+        """P' u, u (m,) or (m,1)."""
+        return self._chain.rmatvec(self._t, self._s, np.ravel(u))
+
+    def matmat(self, V: Any) -> np.ndarray:
+        """P V, V (n,k)."""
+        return self._chain.matvec(self._t, self._s, V)
+
+    def rmatmat(self, U: Any) -> np.ndarray:
+        """P' U, U (m,k)."""
+        return self._chain.rmatvec(self._t, self._s, U)
+
+    def __matmul__(self, V: Any) -> np.ndarray:
+        return self._chain.matvec(self._t, self._s, V)
+
+
+class Chain(abc.ABC):
+    """A product of Jacobians that is applied and never formed.
+
+    For a chain of your own write the four abstract methods; every function of `fastbptt` that takes
+    a chain takes it then.  `push` and `pull` need not scale: they are asked to go no farther than
+    their results stay in range, which is found out by trying.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        float32 or float64: of the vectors that `push` and `pull` get and return.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> class Turning(fb.Chain):
+    ...     dtype = np.dtype(float)
+    ...     turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    ...
+    ...     def __len__(self):
+    ...         return 100
+    ...
+    ...     def size(self, t):
+    ...         return 2
+    ...
+    ...     def push(self, s, t, rows):
+    ...         return rows @ np.linalg.matrix_power(self.turn, t - s).T
+    ...
+    ...     def pull(self, t, s, rows):
+    ...         return rows @ np.linalg.matrix_power(self.turn, t - s)
+    >>> round(abs(fb.log_norm(Turning()).estimate), 9)
+    0.0
+    """
+
+    dtype: np.dtype
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """T, the number of factors."""
+
+    @abc.abstractmethod
+    def size(self, t: int) -> int:
+        """N_t, the size of the state after t steps; J_t is (N_t, N_{t-1})."""
+
+    @abc.abstractmethod
+    def push(self, s: int, t: int, rows: np.ndarray) -> np.ndarray:
+        """rows P(t,s)': rows (k,N_s) -> (k,N_t), s <= t."""
+
+    @abc.abstractmethod
+    def pull(self, t: int, s: int, rows: np.ndarray) -> np.ndarray:
+        """rows P(t,s): rows (k,N_t) -> (k,N_s), s <= t."""
+
+    def push_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        """`push` of rows (G,k,N), group g from step firsts[g] by `count` steps."""
+        return np.stack(
+            [self.push(int(s), int(s) + count, own) for s, own in zip(firsts, rows, strict=True)]
+        )
+
+    def pull_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        """`pull` of rows (G,k,N), group g from state firsts[g] by `count` steps."""
+        return np.stack(
+            [self.pull(int(t), int(t) - count, own) for t, own in zip(firsts, rows, strict=True)]
+        )
+
+    def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
+        """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""
+        kept, way = [], 1 if stop > start else -1
+        for at in range(start, stop, way):
+            rows = self.push(at, at + 1, rows) if way > 0 else self.pull(at, at - 1, rows)
+            kept.append(rows)
+        return kept
+
+    def window(self, t: Any, s: Any) -> tuple[int, int]:
+        """t and s, checked; T for t = None."""
+        T = len(self)
+        t = T if t is None else checks.size(t, "t", least=0)
+        s = checks.size(s, "s", least=0)
+        if not s <= t <= T:
+            raise ValueError(f"t, s: expected 0 <= s <= t <= {T}, got t = {t}, s = {s}")
+        return t, s
+
+    def _apply(self, vectors: Any, name: str, t: int, s: int, forward: bool) -> np.ndarray:
+        n = self.size(s if forward else t)
+        y = checks.array(vectors, name, self.dtype)
+        if y.ndim not in (1, 2) or y.shape[0] != n:
+            raise ValueError(f"{name}: expected shape ({n},) or ({n}, k), got {y.shape}")
+        block = np.ascontiguousarray(y.reshape(n, -1).T)
+        if s < t and len(block):
+            block = self.push(s, t, block) if forward else self.pull(t, s, block)
+        return block.T.reshape(-1, *y.shape[1:])
+
+    def matvec(self, t: int, s: int, v: Any) -> np.ndarray:
+        """P(t,s) v.
+
+        Parameters
+        ----------
+        t, s : int
+            0 <= s <= t <= T.
+        v : ndarray (N_s,) or (N_s,k)
+            Of the chain's dtype.
+
+        Returns
+        -------
+        ndarray (N_t,) or (N_t,k)
+            In plain numbers: a long product may overflow, `log_norm` does not.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape, or steps out of range.
+        """
+        t, s = self.window(t, s)
+        return self._apply(v, "v", t, s, forward=True)
+
+    def rmatvec(self, t: int, s: int, u: Any) -> np.ndarray:
+        """P(t,s)' u, u (N_t,) or (N_t,k); otherwise as `matvec`."""
+        t, s = self.window(t, s)
+        return self._apply(u, "u", t, s, forward=False)
+
+    def matrix(self, t: int, s: int) -> np.ndarray:
+        """P(t,s) itself, (N_t,N_s), for small cases."""
+        t, s = self.window(t, s)
+        return self.matvec(t, s, np.eye(self.size(s), dtype=self.dtype))
+
+    def operator(self, t: int, s: int) -> Operator:
+        """P(t,s) for SciPy: `shape`, `dtype`, `matvec`, `rmatvec`, `matmat`, `rmatmat`."""
+        return Operator(self, *self.window(t, s))
+
+
+class _Compiled(Chain):
+    """A chain of square Jacobians whose steps are kernels."""
+
+    _chain: Any
+    _N: int
+    _steps: int
+    _wide = 0  # columns of the work space
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def size(self, t: int) -> int:
+        return self._N
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        """rows (M,N) as the kernels want them, a copy."""
+        return np.array(rows, self.dtype, order="C")
+
+    def _plain(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `_rows`, for rows (...,M,.)."""
+        return rows
+
+    def _run(
+        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool
+    ) -> Any:
+        groups, k, N = rows.shape
+        now = self._rows(rows.reshape(groups * k, N))
+        a = aligned((len(now), self._wide), self.dtype)
+        block = kernels.Block(now, aligned(now.shape, self.dtype), a, k)
+        kept = aligned((count if record else 0, *now.shape), self.dtype)
+        firsts = np.asarray(firsts, np.int64)
+        (kernels.push if forward else kernels.pull)(self._chain, firsts, count, block, kept)
+        return self._plain(kept if record else now.reshape(groups, k, -1))
+
+    def push(self, s: int, t: int, rows: np.ndarray) -> np.ndarray:
+        return self._run(np.array([s]), t - s, rows[None], forward=True, record=False)[0]
+
+    def pull(self, t: int, s: int, rows: np.ndarray) -> np.ndarray:
+        return self._run(np.array([t]), t - s, rows[None], forward=False, record=False)[0]
+
+    def push_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        return self._run(firsts, count, rows, forward=True, record=False)
+
+    def pull_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        return self._run(firsts, count, rows, forward=False, record=False)
+
+    def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
+        """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""
+        count, forward = abs(stop - start), stop > start
+        return self._run(np.array([start]), count, rows[None], forward, record=True)
+
+
+class TraceChain(_Compiled):
+    """dh_t/dh_{t-1} of one sequence of a trace; made by `Trace.chain`.
+
+    The state is that of all layers, in the order h of layer 0, of an LSTM its c, h of layer 1, and
+    so on.  What it keeps is the slopes: 1 number a unit and step for the plain net, 5 for GRU and
+    MGU, 6 for LSTM.  They are computed from the pre-activations, so that in the tails of a
+    nonlinearity they keep their relative accuracy.
+    """
+
+    def __init__(self, weights: Weights, passes: list[LayerPass], b: int) -> None:
+        layers, design, dtype = weights.layers, weights.design, weights.dtype
+        H, L, parts = weights.hidden_size, len(layers), 1 + design.has_c
+        Hp, wide = padded(H, dtype), design.slots.width * padded(H, dtype)
+        self.dtype, self._wide, self._N = dtype, wide, L * parts * H
+        sequences = passes[0].sequences
+        T = self._steps = int(sequences.lengths[sequences.piece(b)])
+        states = sequences.starts[: T + 1] + sequences.piece(b)  # rows of h and c
+        factors = aligned((T * L, design.slots.factors * Hp), dtype)
+        after, a = aligned((1, parts * Hp), dtype), aligned((min(T, _ROWS), wide), dtype)
+        for l, (layer, one) in enumerate(zip(layers, passes, strict=True)):
+            for t0 in range(0, T, _ROWS):
+                at = states[t0 : min(t0 + _ROWS, T)]
+                state = np.concatenate([y[at] for y in one.kept_states()], axis=1)
+                # step t has the row of state t + 1, less the N of state 0
+                x = one.x[states[t0 + 1 : t0 + 1 + len(at)] - sequences.N]
+                kernels.linearise_layer(
+                    layer.cell,
+                    checks.read_only(x),
+                    state,
+                    after,
+                    a[: len(at)],
+                    factors,
+                    (t0 * L + l, L),
+                    lanes(dtype),
+                )
+        self._chain = kernels.Linearised(
+            weights.stacked_cell,
+            weights.stacked_adjoint_cell,
+            factors,
+            np.zeros(max(wide, Hp), dtype),
+            H,
+            layers[0].input_size,
+            Hp,
+            padded(layers[0].input_size, dtype),
+            parts,
+            L,
+            lanes(dtype),
+        )
+        self._blocks, self._H, self._Hp = L * parts, H, Hp
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        wide = aligned((len(rows), self._blocks * self._Hp), self.dtype)
+        apart = wide.reshape(len(rows), self._blocks, self._Hp)
+        apart[:, :, : self._H] = rows.reshape(len(rows), self._blocks, self._H)
+        apart[:, :, self._H :] = 0
+        return wide
+
+    def _plain(self, rows: np.ndarray) -> np.ndarray:
+        if self._Hp == self._H:
+            return rows
+        apart = rows.reshape(*rows.shape[:-1], self._blocks, self._Hp)[..., : self._H]
+        return apart.reshape(*rows.shape[:-1], self._N)
+
+
+class MatrixChain(_Compiled):
+    """A chain of given Jacobians.
+
+    Parameters
+    ----------
+    J : ndarray (T,N,N), or sequence of T ndarrays (N_t,N_{t-1})
+        float32 or float64, J[0] the first to be applied; kept, not copied, where contiguous.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, or shapes that do not fit one another.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([2 * np.eye(3)] * 1000))
+    >>> round(fb.log_norm(chain).estimate / np.log(2), 6)
+    1000.0
+    """
+
+    def __init__(self, J: Any) -> None:
+        stacked = np.asarray(J) if hasattr(J, "ndim") else None
+        if stacked is None and not isinstance(J, Sequence):
+            raise TypeError(f"J: expected an array or a sequence of them, got {type(J).__name__}")
+        if stacked is not None and (stacked.ndim != 3 or stacked.shape[1] != stacked.shape[2]):
+            raise ValueError(
+                f"J: expected shape (T, N, N), got {stacked.shape}; a list may hold rectangular "
+                "matrices"
+            )
+        if stacked is None and not len(J):
+            raise ValueError("J: expected at least one matrix in a list, got none")
+        first = stacked if stacked is not None else np.asarray(J[0])
+        self.dtype = checks.dtype(first.dtype)
+        matrices = stacked if stacked is not None else J
+        self._J = [checks.array(step, f"J[{t}]", self.dtype) for t, step in enumerate(matrices)]
+        for t, step in enumerate(self._J):
+            if step.ndim != 2 or 0 in step.shape:
+                raise ValueError(f"J[{t}]: expected a matrix, got shape {step.shape}")
+            if t and step.shape[1] != len(self._J[t - 1]):
+                raise ValueError(
+                    f"J[{t}]: expected {len(self._J[t - 1])} columns, as J[{t - 1}] has rows, got "
+                    f"shape {step.shape}"
+                )
+        self._sizes = [first.shape[-1], *(len(step) for step in self._J)]
+        self._steps, self._chain = len(self._J), None
+        if len(set(self._sizes)) == 1:
+            whole = stacked if stacked is not None else np.stack(self._J)
+            self._chain = kernels.Matrices(checks.read_only(np.ascontiguousarray(whole)))
+
+    def size(self, t: int) -> int:
+        """N_t."""
+        return self._sizes[t]
+
+    def _run(
+        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool
+    ) -> Any:
+        if self._chain is not None:
+            return super()._run(firsts, count, rows, forward, record)
+        groups, kept = [], []
+        for first, y in zip(firsts.tolist(), rows, strict=True):
+            for i in range(count):
+                y = y @ self._J[first + i].T if forward else y @ self._J[first - 1 - i]
+                kept.append(y)
+            groups.append(y)
+        return kept if record else np.stack(groups)

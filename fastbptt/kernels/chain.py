@@ -1,0 +1,245 @@
+"""Chains of Jacobians: P(t,s) = J_t ... J_{s+1} and its transpose, applied to rows of vectors.
+
+A chain is a NamedTuple; what one of its steps does is chosen by its type, the loops are written
+once.  Rows lie in groups: group g begins at step firsts[g], all groups go the same number of steps.
+Nothing is scaled here: the floor above chooses how far to go.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .cells import (
+    TangentAt,
+    Tangents,
+    cotangent,
+    gate_cotangent,
+    gate_linearise,
+    gate_tangent,
+    linearise,
+    slots,
+    tangent,
+)
+from .jit import implements, kernel
+from .panels import panel_matmul
+from .simd import rows, shifted
+from .sweeps import slots_matmul
+
+
+class Linearised(NamedTuple):
+    """The steps of one sequence through a net of L layers: weights, and factors of every step."""
+
+    cell: Any  # `weights.Weights.stacked_cell`
+    adjoint: Any  # the same, packed for the adjoint, a layer's arrays beside those of the next
+    factors: np.ndarray  # (T·L,factors·Hp)
+    zeros: np.ndarray  # (slots·Hp,)
+    H: int
+    I: int  # of the first layer
+    Hp: int
+    Ip: int
+    parts: int
+    layers: int
+    width: int  # lanes of a register
+
+
+class Matrices(NamedTuple):
+    """Given square Jacobians."""
+
+    J: np.ndarray  # (T,N,N)
+
+
+class Block(NamedTuple):
+    """Rows of vectors and their work space."""
+
+    now: np.ndarray  # (groups·k,stride)
+    after: np.ndarray  # likewise
+    a: np.ndarray  # (groups·k,slots·Hp), none for given matrices
+    k: int
+
+
+def push_step(chain: Any, steps: Any, rows: Block) -> None:
+    """rows.after = rows.now J': group g by the Jacobian of step steps[g]."""
+
+
+def pull_step(chain: Any, steps: Any, rows: Block) -> None:
+    """rows.now = rows.now J: group g by the Jacobian of step steps[g]; rows.after is scratch."""
+
+
+@implements(push_step, Matrices)
+def _push_matrices(chain, steps, rows):
+    N = chain.J.shape[1]
+    for r in range(rows.now.shape[0]):
+        t = steps[r // rows.k]
+        for i in range(N):
+            total = rows.now.dtype.type(0)
+            for j in range(N):
+                total += chain.J[t, i, j] * rows.now[r, j]
+            rows.after[r, i] = total
+
+
+@implements(pull_step, Matrices)
+def _pull_matrices(chain, steps, rows):
+    N = chain.J.shape[1]
+    for r in range(rows.now.shape[0]):
+        t = steps[r // rows.k]
+        for j in range(N):
+            rows.after[r, j] = 0
+        for i in range(N):
+            u = rows.now[r, i]
+            for j in range(N):
+                rows.after[r, j] += u * chain.J[t, i, j]
+        for j in range(N):
+            rows.now[r, j] = rows.after[r, j]
+
+
+@kernel
+def _at(chain, n, block, g, l, t):
+    """The rows of group g in layer l at step t."""
+    stride, wide = block.now.shape[1], block.a.shape[1]
+    place = g * block.k * stride + l * chain.parts * chain.Hp
+    return TangentAt(
+        place,
+        place,
+        g * block.k * wide,
+        (t * chain.layers + l) * n.factors * chain.Hp,
+        stride,
+        wide,
+        block.k,
+    )
+
+
+@implements(push_step, Linearised)
+def _push_linearised(chain, steps, block):
+    cell, H, Hp, width = chain.cell, chain.H, chain.Hp, chain.width
+    n = slots(cell)
+    p = Tangents(block.now, block.after, block.a, chain.factors)
+    M, stride, wide = block.now.shape[0], block.now.shape[1], block.a.shape[1]
+    groups = M // block.k
+    zeros = rows(chain.zeros, 0, 0)
+    mixed = max(n.gate, min(n.x, n.last))
+    for l in range(chain.layers):
+        column = l * chain.parts * Hp
+        source, a = rows(block.now, column, stride), rows(block.a, 0, wide)
+        start = zeros
+        if l > 0:
+            below = rows(block.after, column - chain.parts * Hp, stride)
+            w = rows(cell.w_ih, n.x * Hp * (chain.I + (l - 1) * H), 0)
+            slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, zeros, a)
+            start = a
+        else:
+            # slots that get W_ih x alone: x has no tangent
+            for r in range(M):
+                for j in range(n.first * Hp):
+                    block.a[r, j] = 0
+        w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * H, 0)
+        if n.gate > n.first:
+            s, c = shifted(start, n.first * Hp, start[1]), shifted(a, n.first * Hp, wide)
+            slots_matmul(source, M, w_hh, H, width, Hp, n.gate - n.first, 0, Hp, s, c)
+            for g in range(groups):
+                gate_tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
+            source = shifted(a, n.last * Hp, wide)
+        w = shifted(w_hh, (n.gate - n.first) * Hp * H, 0)
+        s, c = shifted(start, n.gate * Hp, start[1]), shifted(a, n.gate * Hp, wide)
+        slots_matmul(source, M, w, H, width, Hp, mixed - n.gate, 0, Hp, s, c)
+        if mixed < n.last:
+            w, c = shifted(w_hh, (mixed - n.first) * Hp * H, 0), shifted(a, mixed * Hp, wide)
+            slots_matmul(source, M, w, H, width, Hp, n.last - mixed, 0, Hp, zeros, c)
+        for g in range(groups):
+            tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
+
+
+@implements(pull_step, Linearised)
+def _pull_linearised(chain, steps, block):
+    cell, Hp, width = chain.adjoint, chain.Hp, chain.width
+    n = slots(cell)
+    p = Tangents(block.now, block.after, block.a, chain.factors)
+    M, stride, wide = block.now.shape[0], block.now.shape[1], block.a.shape[1]
+    groups = M // block.k
+    zeros = rows(chain.zeros, 0, 0)
+    gated = n.gate > n.first
+    head = n.gate - n.first if gated else n.last - n.first
+    for l in range(chain.layers - 1, -1, -1):
+        column = l * chain.parts * Hp
+        w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * Hp, 0)
+        for g in range(groups):
+            cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
+        if gated:
+            source, c = rows(block.a, n.gate * Hp, wide), rows(block.a, n.last * Hp, wide)
+            K = (n.last - n.gate) * Hp
+            panel_matmul(source, M, shifted(w_hh, head * Hp * Hp, 0), K, width, Hp, zeros, c)
+            for g in range(groups):
+                gate_cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
+        source, dh = rows(block.a, n.first * Hp, wide), rows(block.now, column, stride)
+        above = dh if n.direct else zeros
+        panel_matmul(source, M, w_hh, head * Hp, width, Hp, above, dh)
+        if l > 0:
+            below = rows(block.now, column - chain.parts * Hp, stride)
+            w = rows(cell.w_ih, n.x * Hp * (chain.Ip + (l - 1) * Hp), 0)
+            panel_matmul(rows(block.a, 0, wide), M, w, n.x * Hp, width, Hp, below, below)
+
+
+@kernel
+def push(chain, firsts, count, block, record):
+    """block.now <- its rows `count` steps on; record (count,groups·k,.), if it has rows, gets all."""
+    steps = np.empty(firsts.size, np.int64)
+    now, after = block.now, block.after
+    for i in range(count):
+        for g in range(firsts.size):
+            steps[g] = firsts[g] + i
+        push_step(chain, steps, Block(now, after, block.a, block.k))
+        now, after = after, now
+        if record.shape[0] > 0:
+            record[i] = now
+    if count % 2 == 1:
+        block.now[:] = now
+
+
+@kernel
+def pull(chain, firsts, count, block, record):
+    """block.now <- its rows `count` steps back, group g from state firsts[g] on; as `push`."""
+    steps = np.empty(firsts.size, np.int64)
+    for i in range(count):
+        for g in range(firsts.size):
+            steps[g] = firsts[g] - 1 - i
+        pull_step(chain, steps, block)
+        if record.shape[0] > 0:
+            record[i] = block.now
+
+
+@kernel
+def linearise_layer(cell, x, state, after, a, factors, place, width):
+    """factors of one layer at some steps, from what it reads x (T,.) and its states (T,parts·Hp).
+
+    place: the first of the steps' rows of `factors`, and how far they are apart; after (1,.) and
+    a (T,slots·Hp) are work space.
+    """
+    first, layers = place
+    n = slots(cell)
+    T, wide = a.shape
+    Hp = factors.shape[1] // n.factors
+    H = cell.w_hh.size // ((n.last - n.first) * Hp)
+    I = cell.w_ih.size // (n.x * Hp)
+    stride = state.shape[1]
+    p = Tangents(state, after, a, factors)
+    bias, c = rows(cell.bias, 0, 0), rows(a, 0, wide)
+    source = rows(state, 0, stride)
+    slots_matmul(
+        rows(x, 0, x.shape[1]), T, rows(cell.w_ih, 0, 0), I, width, Hp, n.x, 0, Hp, bias, c
+    )
+    if n.gate > n.first:
+        s, w = shifted(c, n.first * Hp, wide), rows(cell.w_hh, 0, 0)
+        slots_matmul(source, T, w, H, width, Hp, n.gate - n.first, 0, Hp, s, s)
+        for t in range(T):
+            f = (first + t * layers) * factors.shape[1]
+            gate_linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)
+        source = shifted(c, n.last * Hp, wide)
+    mixed = max(n.gate, min(n.x, n.last))
+    s, w = shifted(c, n.gate * Hp, wide), rows(cell.w_hh, (n.gate - n.first) * Hp * H, 0)
+    slots_matmul(source, T, w, H, width, Hp, mixed - n.gate, 0, Hp, s, s)
+    if mixed < n.last:
+        own, s = rows(cell.bias, mixed * Hp, 0), shifted(c, mixed * Hp, wide)
+        w = rows(cell.w_hh, (mixed - n.first) * Hp * H, 0)
+        slots_matmul(source, T, w, H, width, Hp, n.last - mixed, 0, Hp, own, s)
+    for t in range(T):
+        f = (first + t * layers) * factors.shape[1]
+        linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)

@@ -1,0 +1,207 @@
+"""Norms of many windows at once: all t for one s, all s for one t."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..chains import Chain
+from ..kernels.frames import history_norms
+from .factors import expected_shortfall, upper_margin
+from .norm import checked
+from .products import Stretch, carry, orthonormal
+
+
+class Curve(NamedTuple):
+    """Norms in nats over windows, as an interval each.
+
+    `t[i]` and `s[i]` say which P(t,s) row i is; `lower` holds but for rounding, `upper` as `note`
+    says.
+    """
+
+    t: np.ndarray
+    s: np.ndarray
+    lower: np.ndarray
+    estimate: np.ndarray
+    upper: np.ndarray
+    delta: float
+    note: str  # how it was computed
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the interval and the estimate on `ax`, or on a new figure; needs matplotlib."""
+        ax = axes(ax)
+        one_start, one_end = np.ptp(self.s) == 0, np.ptp(self.t) == 0
+        x = self.t - self.s if one_end and not one_start else self.t
+        ax.fill_between(x, self.lower, self.upper, alpha=0.3, label="interval")
+        ax.plot(x, self.estimate, label="estimate")
+        ax.axhline(0, color="0.6", lw=0.8)
+        name = "lag t - s  (steps)" if one_end and not one_start else "step t"
+        ax.set(xlabel=name, ylabel="log ||P(t,s)||  (nats)")
+        ax.legend(frameon=False)
+        return ax
+
+
+def axes(ax: Any) -> Any:
+    """ax, or the one of a new figure."""
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(layout="constrained").subplots()
+    return ax
+
+
+class _History:
+    """The watcher that turns each stretch into norms for every one of its states."""
+
+    def __init__(self, R0: np.ndarray) -> None:
+        self._R0, self._parts = R0, [np.zeros((0, 3))]
+
+    def __call__(self, stretch: Stretch) -> None:
+        G = grams(stretch.history)
+        out = np.empty((len(G), 3))
+        history_norms(G, stretch.U, stretch.e, self._R0, out)
+        self._parts.append(out)
+
+    def norms(self) -> np.ndarray:
+        """(states,3): log ||P V||, log ||P Omega||, s2/s1."""
+        return np.concatenate(self._parts)
+
+
+def grams(history: Any) -> np.ndarray:
+    """V V' of each frame (k,N) in float64, (n,k,k)."""
+    if isinstance(history, list):  # frames of different sizes
+        return np.array([y @ y.T for y in (frame.astype(np.float64) for frame in history)])
+    y = history.astype(np.float64)
+    return y @ y.swapaxes(1, 2)
+
+
+def _from_block(
+    chain: Chain, start: int, stop: int, probes: int, delta: float, rng: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """lower, estimate and upper of every product from `start` on towards `stop`, and the note."""
+    N = chain.size(start)
+    k = min(checks.size(probes, "probes"), N)
+    omega = checks.generator(rng).standard_normal((N, k))
+    rows, R0 = orthonormal(omega, chain.dtype)
+    if k == N:
+        rows, R0 = np.eye(N, dtype=chain.dtype), np.eye(N)
+    watcher = _History(R0)
+    carry(chain, start, stop, rows, watcher, history=True)
+    first = np.array([[0.0, math.nan, 1.0]])  # P(s,s), the identity
+    norms = np.concatenate([first, watcher.norms()])
+    lower, gaussian, ratio = norms.T
+    if k == N:
+        return lower, lower, lower, "exact: as many probes as the state has numbers"
+    upper = np.maximum(gaussian + upper_margin(k, delta), lower)
+    estimate = np.minimum(lower + (1 - ratio**2) * expected_shortfall(N, k), upper)
+    estimate[0] = upper[0] = 0.0
+    note = (
+        f"one pass of {k} Gaussian probes; estimate = lower + {expected_shortfall(N, k):.2f} nats, "
+        "the mean shortfall, times 1 - (s2/s1)^2 of the block"
+    )
+    return lower, estimate, upper, note
+
+
+def growth_from(
+    chain: Chain, s: int = 0, *, probes: int = 8, delta: float = 0.05, rng: Any = 0
+) -> Curve:
+    """log ||P(t,s)|| for all t = s .. T, in one pass.
+
+    Parameters
+    ----------
+    chain : Chain
+    s : int
+    probes : int
+        Gaussian vectors that are pushed on; with as many as the state has numbers it is exact.
+    delta : float
+        Probability with which `upper` may be wrong, for one t; for all of them take delta / T.
+    rng : int, numpy.random.Generator or None
+
+    Returns
+    -------
+    Curve
+        Of T - s + 1 windows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    Bounds as `JacobianStream`'s (spectral.md section 1), for every state on the way.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    >>> fb.growth_from(chain).estimate[[0, 1, 10]] / np.log(2)
+    array([  0.,  -1., -10.])
+    """
+    chain = checked(chain)
+    t, s = chain.window(None, s)
+    delta = checks.probability(delta, "delta")
+    lower, estimate, upper, note = _from_block(chain, s, t, probes, delta, rng)
+    states = np.arange(s, t + 1)
+    return Curve(states, np.full(len(states), s), lower, estimate, upper, delta, note)
+
+
+def growth_to(
+    chain: Chain,
+    t: int | None = None,
+    cotangent: Any = None,
+    *,
+    probes: int = 8,
+    delta: float = 0.05,
+    rng: Any = 0,
+) -> Curve:
+    """log ||P(t,s)|| for all s = t, t-1 .. 0, or log ||P(t,s)' cotangent||, in one pass back.
+
+    Parameters
+    ----------
+    chain : Chain
+    t : int
+        None is T.
+    cotangent : ndarray (N_t,), optional
+        dL/d state t.  With it the curve is the norm of the gradient by lag, dL/d state s, exact to
+        rounding: lower, estimate and upper are equal.
+    probes, delta, rng
+        As of `growth_from`; not used with a cotangent.
+
+    Returns
+    -------
+    Curve
+        Of t + 1 windows, in the order of the lag.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    >>> curve = fb.growth_to(chain, cotangent=np.array([3.0, 0, 0, 4]))
+    >>> np.exp(curve.estimate[:3])
+    array([5.  , 2.5 , 1.25])
+    """
+    chain = checked(chain)
+    t, _ = chain.window(t, 0)
+    delta = checks.probability(delta, "delta")
+    states = np.arange(t, -1, -1)
+    ends = np.full(len(states), t)
+    if cotangent is None:
+        lower, estimate, upper, note = _from_block(chain, t, 0, probes, delta, rng)
+        return Curve(ends, states, lower, estimate, upper, delta, note)
+    u = checks.shaped(cotangent, "cotangent", chain.dtype, (chain.size(t),)).astype(np.float64)
+    length = float(np.linalg.norm(u))
+    note = "exact to rounding: the cotangent pulled back"
+    if length == 0:
+        curve = np.full(len(states), -math.inf)
+        return Curve(ends, states, curve, curve, curve, 0.0, note)
+    watcher = _History(np.eye(1))
+    carry(chain, t, 0, (u / length)[None].astype(chain.dtype), watcher, history=True)
+    curve = np.concatenate([[0.0], watcher.norms()[:, 0]]) + math.log(length)
+    return Curve(ends, states, curve, curve, curve, 0.0, note)

@@ -1,0 +1,296 @@
+"""log ||P(t,s)|| as an interval: sweeps forward and back (spectral.md section 2)."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..chains import Chain
+from ..kernels.lanczos import bounds
+from .factors import expected_shortfall, upper_margin
+from .products import Carried, carry, factor, log_norm_of, one_vector, orthonormal
+
+METHODS = ("auto", "block", "lanczos", "explicit")
+_EXPLICIT = 16  # size up to which the product itself costs no more than a few sweeps
+_SPENT = 4e-16  # beside the largest: the Krylov space has been used up
+_POINTS = 64  # where the left and the right vector are compared
+
+
+class NormEstimate(NamedTuple):
+    """What `log_norm` returns; natural logs, so norms are in nats."""
+
+    lower: float  # log ||P|| is at least this, but for rounding
+    estimate: float
+    upper: float  # log ||P|| is at most this, but with probability delta
+    delta: float
+    half_sweeps: int  # passes over the chain that the interval took
+    converged: bool  # whether upper - lower <= tol
+    u: np.ndarray  # (N_t,): left singular vector, as far as it is known
+    v: np.ndarray  # (N_s,): right
+    condition: float  # largest 1/|u_r·v_r| on the way: rounding of a step counts so much more
+    method: str
+
+    def __str__(self) -> str:
+        how = f"{self.method}, {self.half_sweeps} half-sweeps"
+        sure = f"upper false with probability {self.delta:g}" if self.delta else "exact"
+        return (
+            f"log ||P|| = {self.estimate:.6g} nats, in [{self.lower:.6g}, {self.upper:.6g}] "
+            f"({how}; {sure})"
+        )
+
+
+def log_norm(
+    chain: Chain,
+    t: int | None = None,
+    s: int = 0,
+    *,
+    tol: float = 1e-3,
+    delta: float = 0.05,
+    max_sweeps: int = 64,
+    method: str = "auto",
+    probes: int = 8,
+    rng: Any = 0,
+) -> NormEstimate:
+    """log of the spectral norm of P(t,s) = J_t ... J_{s+1}, as an interval.
+
+    Parameters
+    ----------
+    chain : Chain
+        Of a trace, of given matrices, or your own.
+    t, s : int
+        0 <= s <= t <= T; t = None is T.  P(s,s) is the identity.
+    tol : float
+        Width in nats at which to stop.
+    delta : float
+        Probability with which `upper` may be wrong.
+    max_sweeps : int
+        Half-sweeps (applications of P or P') at most.
+    method : str
+        "explicit": the product itself, as a graded factor; exact to rounding.  "lanczos":
+        Golub-Kahan-Lanczos from one Gaussian vector.  "block": `probes` Gaussian vectors and
+        subspace iteration, whose first pass is that of `JacobianStream`.  "auto": explicit for
+        states of up to 16 numbers, block where no more than two half-sweeps are allowed, else
+        lanczos.
+    probes : int
+        Of "block"; at most N_s are used.
+    rng : int, numpy.random.Generator or None
+        Draws the start.
+
+    Returns
+    -------
+    NormEstimate
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    `lower` is the norm on a subspace.  `upper` of "lanczos" is where the Lanczos polynomial,
+    which grows beyond the largest Ritz value, reaches 1/epsilon, epsilon = delta sqrt(pi/2)/||w||
+    for a Gaussian start w: beyond it w would have less than epsilon of the first singular vector
+    (Kuczynski and Wozniakowski 1992; Hochstenbach 2013).  That of "block" after m half-sweeps is
+    (log ||(P'P).. P Omega|| + margin)/m (spectral.md section 1).  Neither assumes anything of the
+    spectrum.  Rounding moves all three by up to about T·eps·sqrt(N) times `condition`, and as a
+    rule by the root of T of it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.RNN(3, 32, rng=0).trace(np.ones((500, 3), np.float32)).chain()
+    >>> norm = fb.log_norm(chain)
+    >>> bool(norm.converged and norm.lower <= norm.estimate <= norm.upper < 0)
+    True
+    """
+    chain = checked(chain)
+    t, s = chain.window(t, s)
+    tol = checks.number(tol, "tol", least=0)
+    delta = checks.probability(delta, "delta")
+    max_sweeps = checks.size(max_sweeps, "max_sweeps")
+    method = checks.choice(method, "method", METHODS)
+    probes = checks.size(probes, "probes")
+    generator = checks.generator(rng)
+    if method == "auto":
+        small = min(chain.size(t), chain.size(s)) <= _EXPLICIT
+        method = "explicit" if small else "block" if max_sweeps <= 2 else "lanczos"
+    if method == "explicit":
+        return _explicit(chain, t, s)
+    if method == "block":
+        return _block(chain, t, s, tol, delta, max_sweeps, probes, generator)
+    return _lanczos(chain, t, s, tol, delta, max_sweeps, generator)
+
+
+def checked(chain: Any) -> Chain:
+    """A chain, or TypeError."""
+    if not isinstance(chain, Chain):
+        hint = "; use trace.chain()" if hasattr(chain, "chain") else "; see fb.MatrixChain"
+        raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}{hint}")
+    checks.dtype(chain.dtype)
+    return chain
+
+
+def _explicit(chain: Chain, t: int, s: int) -> NormEstimate:
+    """All of P, from the smaller side: P' if N_t < N_s."""
+    forward = chain.size(s) <= chain.size(t)
+    start, stop = (s, t) if forward else (t, s)
+    n = chain.size(start)
+    carried = carry(chain, start, stop, np.eye(n, dtype=chain.dtype))
+    norm = log_norm_of(carried.U, carried.e)
+    near, far = _leading(carried)
+    v, u = (near, far) if forward else (far, near)
+    condition = _condition(chain, t, s, u, v)
+    return NormEstimate(norm, norm, norm, 0.0, 1, True, u, v, condition, "explicit")
+
+
+def _leading(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
+    """The singular vectors of the largest value: in the block's coordinates, and after it."""
+    scaled, _ = factor(carried.U, carried.e)
+    if not np.isfinite(scaled).all():
+        return np.full(len(scaled), np.nan), np.full(carried.frame.shape[1], np.nan)
+    left, _, right = np.linalg.svd(scaled)
+    return right[0], left[:, 0] @ carried.frame.astype(np.float64)
+
+
+def _block(
+    chain: Chain,
+    t: int,
+    s: int,
+    tol: float,
+    delta: float,
+    max_sweeps: int,
+    probes: int,
+    generator: np.random.Generator,
+) -> NormEstimate:
+    """Subspace iteration: a Gaussian block pushed, what it becomes pulled, and so on."""
+    N, k = chain.size(s), min(probes, chain.size(s), chain.size(t))
+    rows, total = orthonormal(generator.standard_normal((N, k)), chain.dtype)
+    nats = 0.0  # that `total`, the factor of all sweeps and of Omega, was scaled down by
+    lower, upper, estimate = -math.inf, math.inf, -math.inf
+    known: dict[bool, np.ndarray] = {}
+    m = 0
+    while m < max_sweeps and not upper - lower <= tol:
+        forward = m % 2 == 0
+        carried = carry(chain, *((s, t) if forward else (t, s)), rows)
+        m += 1
+        near, far = _leading(carried)
+        known = {forward: far, not forward: near @ rows.astype(np.float64)}
+        rows = carried.frame
+        one = log_norm_of(carried.U, carried.e)
+        if not math.isfinite(one):  # zero on a random block, or NaN
+            lower = upper = estimate = one
+            break
+        scaled, grown = factor(carried.U, carried.e)
+        total, nats = scaled @ total, nats + grown
+        norm = float(np.linalg.norm(total, 2))
+        total, nats = total / norm, nats + math.log(norm)
+        lower = max(lower, one)
+        if k == N:
+            upper = estimate = lower
+            break
+        upper = max(min(upper, (nats + upper_margin(k, delta)) / m), lower)
+        gap = 1.0
+        if k > 1:
+            first, second = np.linalg.svd(scaled, compute_uv=False)[:2]
+            gap = 1 - (second / first) ** 2
+        estimate = min(upper, lower + gap * expected_shortfall(N, k) * (m == 1))
+    u, v = known[True], known[False]
+    converged = upper == lower or upper - lower <= tol
+    condition = _condition(chain, t, s, u, v)
+    return NormEstimate(lower, estimate, upper, delta, m, converged, u, v, condition, "block")
+
+
+def room_of(delta: float, length: Any) -> Any:
+    """log 1/epsilon: a Gaussian start of that length has less than epsilon of v_1 but for delta."""
+    return np.log(length) - math.log(delta) - 0.5 * math.log(math.pi / 2)
+
+
+def _lanczos(
+    chain: Chain,
+    t: int,
+    s: int,
+    tol: float,
+    delta: float,
+    max_sweeps: int,
+    generator: np.random.Generator,
+) -> NormEstimate:
+    omega = generator.standard_normal(chain.size(s))
+    length = float(np.linalg.norm(omega))
+    left: list[np.ndarray] = []
+    right = [omega / length]
+    alpha, beta = np.zeros((1, max_sweeps + 1)), np.zeros((1, max_sweeps + 1))
+    found = np.empty((1, 2))
+    base, m, lower, upper = 0.0, 0, -math.inf, math.inf  # all is relative to the first product
+    while m < max_sweeps:
+        forward = m % 2 == 0
+        own, other = (left, right) if forward else (right, left)
+        y, nats = one_vector(chain, *((s, t) if forward else (t, s)), other[-1])
+        base = nats if m == 0 else base
+        if m == 0 and not math.isfinite(nats):  # zero on a random vector, or NaN
+            sure = not math.isnan(nats)
+            u = np.zeros(chain.size(t))
+            return NormEstimate(nats, nats, nats, delta, 1, sure, u, right[0], math.nan, "lanczos")
+        y = y * math.exp(nats - base)
+        for _ in range(2):
+            for one in own:
+                y = y - (one @ y) * one
+        norm = float(np.linalg.norm(y))
+        (alpha if forward else beta)[0, m // 2] = norm
+        m += 1
+        bounds(alpha, beta, m, room_of(delta, length), found)
+        lower, upper = (math.log(x) + base for x in found[0].tolist())
+        spent = norm <= _SPENT * found[0, 0] or len(own) + 1 > len(y)
+        upper = lower if spent else upper
+        if norm > 0:
+            own.append(y / norm)
+        if spent or upper - lower <= tol:
+            break
+    B = np.zeros((len(left), len(right)))
+    n = min(B.shape)
+    B[np.arange(n), np.arange(n)] = alpha[0, :n]
+    n = min(len(left), len(right) - 1)
+    B[np.arange(n), np.arange(1, n + 1)] = beta[0, :n]
+    X, _, Y = np.linalg.svd(B)
+    u, v = X[:, 0] @ np.array(left), Y[0] @ np.array(right)
+    return NormEstimate(
+        lower,
+        lower,
+        upper,
+        delta,
+        m,
+        bool(upper - lower <= tol),
+        u,
+        v,
+        _condition(chain, t, s, u, v),
+        "lanczos",
+    )
+
+
+def checkpoints(s: int, t: int) -> np.ndarray:
+    """Some states between s and t, both ends among them."""
+    return np.unique(np.linspace(s, t, min(_POINTS, t - s) + 1).round().astype(int))
+
+
+def along(chain: Chain, states: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A unit vector carried through `states` in their order: unit vectors (n,.), log norms (n,)."""
+    vectors, nats = [vector.astype(np.float64)], [0.0]
+    for start, stop in zip(states[:-1].tolist(), states[1:].tolist(), strict=True):
+        y, grown = one_vector(chain, start, stop, vectors[-1])
+        vectors.append(y)
+        nats.append(nats[-1] + grown)
+    return np.array(vectors), np.array(nats)
+
+
+def _condition(chain: Chain, t: int, s: int, u: np.ndarray, v: np.ndarray) -> float:
+    """The largest 1/|u_r·v_r|, u pulled back from t and v pushed on from s."""
+    if not (np.isfinite(u).all() and np.isfinite(v).all()):
+        return math.nan
+    if len({chain.size(r) for r in (s, t)}) > 1 or t == s:
+        states = np.array([s, t])
+    else:
+        states = checkpoints(s, t)
+    ahead, back = along(chain, states, v)[0], along(chain, states[::-1], u)[0][::-1]
+    dots = np.array([abs(a @ b) for a, b in zip(ahead, back, strict=True)])
+    with np.errstate(divide="ignore"):
+        return float((1 / dots).max())

@@ -1,0 +1,128 @@
+"""Blocks of vectors carried along a chain, however long: the one engine of all norms.
+
+A block is pushed (or pulled) by stretches that are short enough for it to stay in range and well
+conditioned, orthonormalised, and its triangular factors are multiplied up with exponents of their
+own (spectral.md sections 1 and 6).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..chains import Chain
+from ..kernels.frames import EMPTY, multiply_factor, orthonormalise
+
+_LONGEST = 256  # steps of a stretch, at most
+_MOST_NUMBERS = 1 << 22  # of a stretch's history
+
+
+class Carried(NamedTuple):
+    """P V = Q diag(2^e) U, Q orthonormal."""
+
+    frame: np.ndarray  # (k,N): Q'
+    U: np.ndarray  # (k,k) upper triangular, float64
+    e: np.ndarray  # (k,)
+
+
+class Stretch(NamedTuple):
+    """What `carry` shows of each stretch."""
+
+    start: int  # the state it began with, and
+    stop: int  # that where it ended, below `start` where it was pulled
+    before: np.ndarray  # (k,N): the frame it began with
+    U: np.ndarray  # (k,k) and
+    e: np.ndarray  # (k,): the factor up to there
+    R: np.ndarray  # (k,k): of this stretch, in float64
+    history: Any  # (steps,k,N) the frame after each step, not orthonormalised; None if not asked
+
+
+def orthonormal(block: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """block (N,k) = V R0 -> rows V' (k,N) of the dtype and R0 (k,k)."""
+    V, R0 = np.linalg.qr(block)
+    return np.ascontiguousarray(V.T.astype(dtype)), R0
+
+
+def carry(
+    chain: Chain,
+    start: int,
+    stop: int,
+    rows: np.ndarray,
+    watch: Callable[[Stretch], None] | None = None,
+    history: bool = False,
+) -> Carried:
+    """Push orthonormal rows (k,N) from state `start` to `stop`, or pull them if it lies before.
+
+    A chain with NaN gives NaN; a product that is zero an empty factor, e = EMPTY.
+    """
+    k, forward = len(rows), stop >= start
+    U, e = np.eye(k), np.zeros(k, np.int64)
+    R, scratch = np.empty((k, k)), np.empty(k)
+    info = np.finfo(chain.dtype)
+    limit = 0.7 * math.log(float(info.max))  # nats a stretch may grow or shrink by
+    room = -0.25 * math.log(float(info.eps))  # nats its rows may grow apart
+    frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), 1
+    while left:
+        n = min(n, left)
+        to = at + n if forward else at - n
+        kept: Any = None
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            if history:
+                kept = chain.history(at, to, frame)
+                raw = kept[-1]
+            else:
+                raw = chain.push(at, to, frame) if forward else chain.pull(at, to, frame)
+        after = np.array(raw, chain.dtype, order="C")
+        alive = e > EMPTY
+        finite = bool(np.isfinite(after).all())
+        if finite:
+            orthonormalise(after, R)
+            diagonal = np.abs(np.diagonal(R))[alive]
+            with np.errstate(divide="ignore"):
+                growth = np.log(diagonal)
+        elif n == 1:
+            R[:] = np.triu(np.full((k, k), np.nan))
+        if n > 1 and (not finite or (growth.size and np.abs(growth).max() > limit)):
+            n = max(1, n // 4)
+            continue
+        if watch is not None:
+            watch(Stretch(at, to, frame, U.copy(), e.copy(), R.copy(), kept))
+        multiply_factor(R, U, e, scratch)
+        if not finite:
+            return Carried(np.full_like(after, np.nan), np.full((k, k), np.nan), e)
+        frame, at, left = after, to, left - n
+        growth = growth[np.isfinite(growth)]
+        most = min(2 * n, _LONGEST)
+        if history:
+            most = min(most, max(1, _MOST_NUMBERS // frame.size))
+        if growth.size:
+            spread, largest = float(np.ptp(growth)), float(np.abs(growth).max())
+            most = min(most, room * n / max(spread, 1e-9), 0.5 * limit * n / max(largest, 1e-9))
+        n = max(1, int(most))
+    return Carried(frame, U, e)
+
+
+def factor(U: np.ndarray, e: np.ndarray) -> tuple[np.ndarray, float]:
+    """diag(2^e) U as a matrix near 1 and the nats it was scaled down by, -inf for nothing."""
+    top = int(e.max())
+    if top <= EMPTY:
+        return np.zeros_like(U), -math.inf
+    return np.ldexp(U, np.maximum(e - top, -4000).astype(np.int32)[:, None]), top * math.log(2)
+
+
+def log_norm_of(U: np.ndarray, e: np.ndarray) -> float:
+    """log || diag(2^e) U ||, -inf for nothing, NaN for NaN."""
+    scaled, nats = factor(U, e)
+    if not np.isfinite(scaled).all():
+        return math.nan
+    norm = float(np.linalg.norm(scaled, 2))
+    return math.log(norm) + nats if norm > 0 else -math.inf
+
+
+def one_vector(
+    chain: Chain, start: int, stop: int, vector: np.ndarray, **given: Any
+) -> tuple[np.ndarray, float]:
+    """A unit vector carried along: the unit vector it becomes, float64, and the log of its norm."""
+    carried = carry(chain, start, stop, vector[None], **given)
+    return carried.frame[0].astype(np.float64), log_norm_of(carried.U, carried.e)

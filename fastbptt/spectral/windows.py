@@ -1,0 +1,363 @@
+"""Windows of one lag: short ones side by side, long ones by two passes of frames."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..chains import Chain
+from ..kernels.frames import ends_of_windows, window_norms
+from ..kernels.lanczos import bounds
+from .curves import Curve, axes, grams
+from .norm import checked, log_norm, room_of
+from .products import Stretch, carry, orthonormal
+
+_TOL = 1e-2  # nats: to which windows are solved, and which two passes must promise
+_SWEEPS = 24  # half-sweeps of a window, at most
+_SAMPLE = 16  # windows checked one by one
+_NUMBERS = 1 << 22  # of the vectors of windows that are solved side by side
+
+
+class Map(NamedTuple):
+    """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before."""
+
+    lags: np.ndarray  # (M,)
+    lower: np.ndarray  # (M,T+1)
+    estimate: np.ndarray
+    upper: np.ndarray
+    delta: float
+    notes: tuple[str, ...]  # how each row was computed
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the estimates per step of lag as colours, on `ax` or on a new figure."""
+        ax = axes(ax)
+        rate = self.estimate / self.lags[:, None]
+        finite = rate[np.isfinite(rate)]
+        most = float(np.abs(finite).max()) if finite.size else 1.0
+        picture = ax.imshow(
+            rate, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-most, vmax=most,
+            extent=(0, rate.shape[1], -0.5, len(self.lags) - 0.5), interpolation="nearest",
+        )  # fmt: skip
+        ax.set_yticks(range(len(self.lags)), [str(lag) for lag in self.lags])
+        ax.set(xlabel="step t", ylabel="lag  (steps)")
+        ax.figure.colorbar(picture, ax=ax, label="log ||P(t,t-lag)|| / lag  (nats a step)")
+        return ax
+
+
+class _Frames:
+    """Forward and reverse frames of a whole chain, as the k x k matrices that windows need.
+
+    Memory: 3 k² float64 a step, and the frames themselves at the ends of stretches.
+    """
+
+    def __init__(self, chain: Chain, k: int, rng: np.random.Generator) -> None:
+        T, N = len(chain), chain.size(0)
+        self._G = np.empty((T + 1, k, k))
+        self._G[0] = np.eye(k)
+        stretches: list[Stretch] = []
+
+        def note(one: Stretch) -> None:
+            self._G[one.start + 1 : one.stop + 1] = grams(one.history)
+            stretches.append(one._replace(history=None))
+
+        def start() -> np.ndarray:
+            return orthonormal(rng.standard_normal((N, k)), chain.dtype)[0]
+
+        carry(chain, 0, T, start(), note, history=True)
+        self._D = np.array([np.eye(k), *(one.R for one in stretches[:-1])])
+        self._stretch = np.zeros((T + 1, 2), np.int64)  # as an end, and as a beginning
+        self._R_v, self._ends = np.zeros((T + 1, k, k)), np.zeros((T + 1, k, k))
+        self._R_s = np.zeros((T + 1, k, k))
+        rows = start()
+        for i in range(len(stretches) - 1, -1, -1):
+            one = stretches[i]
+            self._stretch[one.start + 1 : one.stop + 1, 0] = i
+            self._stretch[one.start : one.stop, 1] = i
+            rows = self._meet(chain, one, rows)
+            self._R_s[one.start : one.stop] = self._R_v[one.start : one.stop]
+            self._R_s[one.start] = np.eye(k)
+        with np.errstate(divide="ignore"):
+            growth = np.log(np.abs(np.array([np.diagonal(one.R) for one in stretches])))
+        self._rates = growth.sum(axis=0) / T
+        # exponents apart, so that products neither overflow nor vanish
+        self._shifts = np.frexp(np.abs(self._D).max(axis=(1, 2)))[1].astype(np.int64)
+        self._D = np.ldexp(self._D, -self._shifts[:, None, None].astype(np.int32))
+
+    def _meet(self, chain: Chain, one: Stretch, rows: np.ndarray) -> np.ndarray:
+        """Pull the reverse frame over a stretch, and note C^-1 R_u' of each state it passes."""
+        n = one.stop - one.start
+        pushed = np.empty((n, *one.before.shape), chain.dtype)  # at one.start .. one.stop - 1
+        pushed[0] = one.before
+        if n > 1:
+            pushed[1:] = chain.history(one.start, one.stop - 1, one.before)
+        pulled: list[np.ndarray] = []
+        rows = carry(
+            chain, one.stop, one.start, rows, lambda part: pulled.extend(part.history), history=True
+        ).frame
+        U, V = np.array(pulled[::-1], np.float64), pushed.astype(np.float64)
+        C, G_u = U @ V.swapaxes(1, 2), U @ U.swapaxes(1, 2)
+        begins, ends = slice(one.start, one.stop), slice(one.start + 1, one.stop + 1)
+        ends_of_windows(self._G[ends], C, G_u, self._R_v[ends], self._ends[begins])
+        return rows
+
+    def norms(self, lag: int) -> np.ndarray:
+        """(T+1-lag,2): log norms of the windows on the forward frame, and of all of P."""
+        out = np.empty((len(self._R_v) - lag, 2))
+        window_norms(
+            self._R_v, self._R_s, self._ends, self._D, self._shifts, self._stretch, lag, out
+        )
+        return out
+
+    def gap_steps(self) -> float:
+        """The lag from which on two passes promise _TOL, by the rates the frame itself shows."""
+        gap = float(self._rates[0] - self._rates[-1])
+        if not np.isfinite(self._rates[0]):
+            return math.inf
+        return math.log(1 / _TOL) / gap if gap > 0 else math.inf
+
+
+class _Sweeps:
+    """Golub-Kahan-Lanczos of many windows of one lag, side by side."""
+
+    def __init__(self, chain: Chain, lag: int, tol: float, delta: float, rng: Any) -> None:
+        self._chain, self._lag, self._tol, self._delta, self._rng = chain, lag, tol, delta, rng
+
+    def norms(self, firsts: np.ndarray) -> np.ndarray:
+        """(G,2): lower and upper of the windows (s, s + lag), s in `firsts`."""
+        N = self._chain.size(0)
+        out = np.empty((len(firsts), 2))
+        some = max(1, _NUMBERS // (N * _SWEEPS))
+        for i in range(0, len(firsts), some):
+            out[i : i + some] = self._solve(firsts[i : i + some], N)
+        return out
+
+    def _solve(self, firsts: np.ndarray, N: int) -> np.ndarray:
+        G, most = len(firsts), min(_SWEEPS, 2 * N)
+        omega = self._rng.standard_normal((G, N))
+        length = np.linalg.norm(omega, axis=1)
+        right, left = [omega / length[:, None]], []
+        alpha, beta = np.zeros((G, most)), np.zeros((G, most))
+        result, open_ = np.zeros((G, 2)), np.arange(G)
+        base = np.zeros(G)
+        for m in range(most):
+            forward = m % 2 == 0
+            own, other = (left, right) if forward else (right, left)
+            y, nats = self._carry(firsts[open_], other[-1], forward)
+            if m == 0:
+                base = nats
+                y[~np.isfinite(nats)] = 0
+            with np.errstate(invalid="ignore"):
+                y = y * np.nan_to_num(np.exp(nats - base))[:, None]
+            for _ in range(2):
+                for one in own:
+                    y -= np.einsum("gn,gn->g", one, y)[:, None] * one
+            norm = np.linalg.norm(y, axis=1)
+            (alpha if forward else beta)[open_, m // 2] = norm
+            found = np.empty((len(open_), 2))
+            room = room_of(self._delta, length[open_]).max()
+            bounds(alpha[open_], beta[open_], m + 1, room, found)
+            with np.errstate(divide="ignore"):
+                found = np.log(found) + base[:, None]
+            found[~np.isfinite(base)] = base[~np.isfinite(base), None]
+            spent = norm <= 4e-16 * np.exp(found[:, 0] - base) if m else ~np.isfinite(base)
+            found[spent, 1] = found[spent, 0]
+            result[open_] = found
+            with np.errstate(invalid="ignore"):
+                going = (found[:, 1] - found[:, 0] > self._tol) & ~spent
+            with np.errstate(divide="ignore", invalid="ignore"):
+                own.append(y / norm[:, None])
+            if m == 0:
+                going &= np.isfinite(base)
+            if not going.all():
+                open_, base = open_[going], base[going]
+                for vectors in (left, right):
+                    vectors[:] = [one[going] for one in vectors]
+            if not len(open_):
+                break
+        return result
+
+    def _carry(
+        self, firsts: np.ndarray, vectors: np.ndarray, forward: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors (G,N) over their windows: unit vectors and the logs of the norms (G,)."""
+        chain, lag = self._chain, self._lag
+        step = chain.push_groups if forward else chain.pull_groups
+        at = firsts if forward else firsts + lag
+        y, nats, n, left = vectors, np.zeros(len(vectors)), lag, lag
+        tiny = float(np.finfo(chain.dtype).tiny) / float(np.finfo(chain.dtype).eps)
+        while left:
+            n = min(n, left)
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                after = step(at, n, y[:, None].astype(chain.dtype))[:, 0].astype(np.float64)
+            norm = np.linalg.norm(after, axis=1)
+            if n > 1 and not (np.isfinite(norm) & (norm > tiny)).all():
+                n = n // 2
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                nats = nats + np.log(norm)
+                y = np.where(norm[:, None] > 0, after / norm[:, None], after)
+            at, left = at + (n if forward else -n), left - n
+        return y, nats
+
+
+METHODS = ("auto", "frames", "sweeps")
+
+
+def growth_window(
+    chain: Chain,
+    lag: int,
+    *,
+    method: str = "auto",
+    probes: int = 8,
+    delta: float = 0.05,
+    rng: Any = 0,
+) -> Curve:
+    """log ||P(t, t - lag)|| for all t = lag .. T.
+
+    Parameters
+    ----------
+    chain : Chain
+        Of square Jacobians.
+    lag : int
+        1 .. T, steps.
+    method : str
+        "frames": two passes of k probes, and for each window the norm of
+        R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
+        exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
+        own, side by side.  "auto": frames from the lag on where the rates of the frame promise
+        0.01 nats, else sweeps.
+    probes : int
+        k, of frames.
+    delta : float
+        Probability with which an `upper` of sweeps may be wrong, for one window.
+    rng : int, numpy.random.Generator or None
+
+    Returns
+    -------
+    Curve
+        Of T + 1 - lag windows.  `lower` holds but for rounding.  `upper` of sweeps is as
+        `log_norm`'s; that of frames is the estimate and the worst error of 16 windows drawn at
+        random and solved one by one, which `note` tells.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    >>> np.round(fb.growth_window(chain, 3).estimate / np.log(2), 6)
+    array([-3., -3., -3., -3., -3., -3., -3., -3.])
+    """
+    chain, generator = _square(chain), checks.generator(rng)
+    lag = checks.size(lag, "lag")
+    if lag > len(chain):
+        raise ValueError(f"lag: expected at most {len(chain)}, the steps of the chain, got {lag}")
+    return _windows(chain, [lag], method, probes, delta, generator)[0]
+
+
+def growth_map(
+    chain: Chain,
+    lags: Any = "dyadic",
+    *,
+    method: str = "auto",
+    probes: int = 8,
+    delta: float = 0.05,
+    rng: Any = 0,
+) -> Map:
+    """`growth_window` for several lags, from the same two passes: a heat map, lag by time.
+
+    Parameters
+    ----------
+    lags : sequence of int, or "dyadic"
+        Steps; "dyadic" is 1, 2, 4 .. up to T.
+    chain, method, probes, delta, rng
+        As of `growth_window`.
+
+    Returns
+    -------
+    Map
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    >>> fb.growth_map(chain).lags
+    array([1, 2, 4, 8])
+    """
+    chain, generator = _square(chain), checks.generator(rng)
+    T = len(chain)
+    if isinstance(lags, str):
+        checks.choice(lags, "lags", ["dyadic"])
+        wanted = [2**i for i in range(T.bit_length()) if 2**i <= T]
+    else:
+        wanted = [checks.size(lag, f"lags[{i}]") for i, lag in enumerate(lags)]
+        if not wanted or max(wanted) > T:
+            raise ValueError(f"lags: expected some, of 1 .. {T}, got {wanted}")
+    curves = _windows(chain, wanted, method, probes, delta, generator)
+    rows = np.full((3, len(wanted), T + 1), np.nan)
+    for i, (lag, curve) in enumerate(zip(wanted, curves, strict=True)):
+        for one, y in zip(rows, (curve.lower, curve.estimate, curve.upper), strict=True):
+            one[i, lag:] = y
+    notes = tuple(curve.note for curve in curves)
+    return Map(np.array(wanted), rows[0], rows[1], rows[2], curves[0].delta, notes)
+
+
+def _square(chain: Any) -> Chain:
+    chain = checked(chain)
+    sizes = {chain.size(t) for t in range(len(chain) + 1)} if len(chain) < 1000 else set()
+    if len(chain) == 0:
+        raise ValueError("chain: expected at least one step, got none")
+    if len(sizes) > 1:
+        raise ValueError(f"chain: expected square Jacobians, got sizes {sorted(sizes)}")
+    return chain
+
+
+def _windows(
+    chain: Chain,
+    lags: list[int],
+    method: str,
+    probes: int,
+    delta: float,
+    rng: np.random.Generator,
+) -> list[Curve]:
+    method = checks.choice(method, "method", METHODS)
+    delta = checks.probability(delta, "delta")
+    T, k = len(chain), min(checks.size(probes, "probes"), chain.size(0))
+    frames = None
+    if method == "frames" or (method == "auto" and max(lags) > 1):
+        frames = _Frames(chain, k, rng)
+    curves = []
+    for lag in lags:
+        firsts = np.arange(T + 1 - lag)
+        long = frames is not None and lag >= frames.gap_steps()
+        if frames is not None and (method == "frames" or long):
+            lower, estimate = frames.norms(lag).T
+            chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
+            exact = np.array(
+                [
+                    log_norm(chain, int(s) + lag, int(s), tol=1e-4, delta=1e-3, rng=rng).estimate
+                    for s in chosen
+                ]
+            )
+            with np.errstate(invalid="ignore"):
+                error = np.nanmax(np.nan_to_num(np.abs(estimate[chosen] - exact)))
+            estimate = np.maximum(estimate, lower)
+            note = (
+                f"two passes of {k} probes; worst error of {len(chosen)} windows drawn at random "
+                f"{error:.2g} nats, by which upper lies above the estimate"
+            )
+            curves.append(Curve(firsts + lag, firsts, lower, estimate, estimate + error, 0.0, note))
+        else:
+            lower, upper = _Sweeps(chain, lag, _TOL, delta, rng).norms(firsts).T
+            note = f"Golub-Kahan-Lanczos of every window, up to {_SWEEPS} half-sweeps"
+            curves.append(Curve(firsts + lag, firsts, lower, lower, upper, delta, note))
+    return curves
