@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from .chains import Chain, MatrixChain
 from .diagnosis import Diagnosis, diagnose
+from .feedforward import FeedForward
 from .kernels.memory import release as release_memory
 from .loading import from_keras, from_onnx, from_state_dict, load
 from .networks import GRU, LSTM, MGU, RNN
@@ -15,6 +16,10 @@ from .spectral import (
     growth_to,
     growth_window,
     log_norm,
+    log_singular_values,
+    lyapunov_spectrum,
+    sensitivity,
+    textbook_bounds,
 )
 from .threads import get_num_threads, set_num_threads
 from .trace import Gradients, Trace
@@ -26,6 +31,7 @@ __all__ = [
     "RNN",
     "Chain",
     "Diagnosis",
+    "FeedForward",
     "Gradients",
     "JacobianStream",
     "MatrixChain",
@@ -42,6 +48,10 @@ __all__ = [
     "growth_window",
     "load",
     "log_norm",
+    "log_singular_values",
+    "lyapunov_spectrum",
     "release_memory",
+    "sensitivity",
     "set_num_threads",
+    "textbook_bounds",
 ]

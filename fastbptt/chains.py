@@ -4,6 +4,7 @@ P(t,s) = J_t ... J_{s+1} takes the state after s steps to the state after t step
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from . import checks
 from .kernels import chain as kernels
+from .kernels.activations import MAX_SLOPE, TAGS
 from .kernels.memory import aligned
 from .kernels.panels import padded
 from .kernels.simd import lanes
@@ -276,7 +278,39 @@ class TraceChain(_Compiled):
             L,
             lanes(dtype),
         )
-        self._blocks, self._H, self._Hp = L * parts, H, Hp
+        self._blocks, self._H, self._Hp, self._layer = L * parts, H, Hp, layers[0]
+        slots = design.slots
+        # whether W_hh is multiplied by h alone, in one layer
+        self.one_product = L == 1 and slots.gate == slots.first
+
+    @property
+    def classical_rate(self) -> float:
+        """log(max|f'| ||W_hh||) of a plain net of one layer, nats a step; NaN of others."""
+        act = getattr(self._chain.cell, "act", None)
+        if act is None or self._blocks > 1:
+            return math.nan
+        name = next(name for name, tag in TAGS.items() if type(tag) is type(act))
+        norm = float(np.linalg.norm(self._layer.w_hh.astype(np.float64), 2))
+        return math.log(MAX_SLOPE[name] * norm) if norm > 0 else -math.inf
+
+    def weight_gradient(
+        self, steps: np.ndarray, cotangents: np.ndarray, tangents: np.ndarray, weight: np.ndarray
+    ) -> np.ndarray:
+        """sum_r weight_r u_r' (dJ_r/dW_hh) v_{r-1}, (G·H,H), the slopes held; if `one_product`.
+
+        steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).
+        """
+        now = self._rows(cotangents.astype(self.dtype))
+        a = aligned((len(now), self._wide), self.dtype)
+        block = kernels.Block(now, aligned(now.shape, self.dtype), a, 1)
+        kernels.pull(self._chain, steps, 1, block, aligned((0, *now.shape), self.dtype))
+        h_dot = tangents[:, : self._H] * weight[:, None]
+        slots, order = self._layer.design.slots, self._layer.design
+        by_gate = {
+            letter: a[:, (slots.first + i) * self._Hp :][:, : self._H].T.astype(float) @ h_dot
+            for i, letter in enumerate(order.h_gates)
+        }
+        return np.concatenate([by_gate[letter] for letter in order.gates])
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         wide = aligned((len(rows), self._blocks * self._Hp), self.dtype)
@@ -307,9 +341,9 @@ class MatrixChain(_Compiled):
 
     Examples
     --------
-    >>> import numpy as np, fastbptt as fb
+    >>> import math, numpy as np, fastbptt as fb
     >>> chain = fb.MatrixChain(np.stack([2 * np.eye(3)] * 1000))
-    >>> round(fb.log_norm(chain).estimate / np.log(2), 6)
+    >>> round(fb.log_norm(chain).estimate / math.log(2), 6)
     1000.0
     """
 

@@ -23,7 +23,21 @@ def _parser() -> argparse.ArgumentParser:
     diagnose = commands.add_parser(
         "diagnose", help="read a sequence through a net and say what becomes of its gradient"
     )
-    add = diagnose.add_argument
+    norms = commands.add_parser(
+        "norms", help="norms of Jacobian products over every lag, as intervals, and exponents"
+    )
+    norms.add_argument(
+        "--jacobians", metavar="FILE.npy", help="(T, N, N), the first to be applied first; no net"
+    )
+    for command, steps in ((diagnose, "100000, or all of --input"), (norms, "2000, or all of --input")):
+        _net_options(command.add_argument, steps)
+    commands.add_parser("info", help="versions, processor, lanes, threads, cache folder")
+    commands.add_parser("warmup", help="compile every kernel now")
+    return parser
+
+
+def _net_options(add: Callable[..., Any], steps: str) -> None:
+    """What says which net reads what, and how the result is printed."""
     add(
         "--input",
         metavar="FILE",
@@ -39,16 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=".npz or .safetensors: a state_dict under PyTorch's names, or from net.save",
     )
-    add("--steps", type=int, help="steps to read (100000, or all of --input)")
+    add("--steps", type=int, help=f"steps to read ({steps})")
     add("--probes", type=int, default=8, help="random vectors that ride along (%(default)s)")
     add("--delta", type=float, default=0.05, help="risk of the upper bound (%(default)s)")
     add("--seed", type=int, default=0, help="of weights, probes and readout (%(default)s)")
     add("--dtype", help="float32 or float64 (float32, or that of --weights)")
     add("--json", action="store_true", help="print one JSON object instead")
     add("--plot", metavar="FILE.png", help="write the pictures")
-    commands.add_parser("info", help="versions, processor, lanes, threads, cache folder")
-    commands.add_parser("warmup", help="compile every kernel now")
-    return parser
 
 
 def _log(message: str) -> None:
@@ -170,12 +181,14 @@ def _picture_path(path: str) -> None:
         raise ValueError(f"--plot {path}: cannot be written there")
 
 
-def _write_picture(diagnosis: Any, path: str) -> None:
+def _write_picture(report: Any, path: str) -> None:
     """Whole or not at all."""
     stem, ending = os.path.splitext(path)
     temporary = f"{stem}.{os.getpid()}{ending}"
     try:
-        diagnosis.plot()[0].figure.savefig(temporary, dpi=150)
+        axes = report.plot()
+        figure = axes.figure if hasattr(axes, "figure") else axes[0].figure
+        figure.savefig(temporary, dpi=150)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
@@ -183,9 +196,15 @@ def _write_picture(diagnosis: Any, path: str) -> None:
     _log(f"wrote {path}")
 
 
-def _diagnose(args: argparse.Namespace) -> None:
+def _print(report: Any, args: argparse.Namespace) -> None:
+    if args.plot is not None:
+        _write_picture(report, args.plot)
+    print(report.to_json() if args.json else report)
+
+
+def _net_and_sequence(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The net, and what it is to read."""
     from . import checks
-    from .diagnosis import diagnose
 
     if args.dtype is not None:
         checks.dtype(args.dtype)
@@ -193,7 +212,13 @@ def _diagnose(args: argparse.Namespace) -> None:
         _picture_path(args.plot)
     stored = None if args.weights is None else _stored(args)
     x = _sequence(args, checks.dtype(args.dtype or getattr(stored, "dtype", "float32")))
-    net = _network(args, x.shape[-1], stored)
+    return _network(args, x.shape[-1], stored), x
+
+
+def _diagnose(args: argparse.Namespace) -> None:
+    from .diagnosis import diagnose
+
+    net, x = _net_and_sequence(args)
     progress, close = _bar(args.json)
     try:
         diagnosis = diagnose(
@@ -201,9 +226,48 @@ def _diagnose(args: argparse.Namespace) -> None:
         )
     finally:
         close()
+    _print(diagnosis, args)
+
+
+def _given_jacobians(args: argparse.Namespace) -> Any:
+    """The chain of --jacobians."""
+    import numpy as np
+
+    from . import MatrixChain
+
+    path = args.jacobians
     if args.plot is not None:
-        _write_picture(diagnosis, args.plot)
-    print(diagnosis.to_json() if args.json else diagnosis)
+        _picture_path(args.plot)
+    try:
+        y = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(y, np.ndarray) or y.dtype.kind not in "fiu":
+            raise ValueError("expected one array of real numbers")
+        if str(y.dtype) not in ("float32", "float64"):
+            y = y.astype(np.float64)
+        return MatrixChain(y)
+    except (OSError, TypeError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"--jacobians {path}: {str(reason).removeprefix('J: ')}") from None
+
+
+def _norms(args: argparse.Namespace) -> None:
+    from . import checks
+    from .diagnosis import norms_report
+
+    if args.jacobians is not None:
+        chain, name = _given_jacobians(args), os.path.basename(args.jacobians)
+    else:
+        if args.steps is None and args.input is None:
+            args.steps = 2000
+        net, x = _net_and_sequence(args)
+        y = x[: x.shape[0]]
+        if y.ndim == 3:
+            raise ValueError(f"--input {args.input}: expected shape (T, I), got {y.shape}")
+        chain, name = net.trace(y).chain(), str(net)
+    delta = checks.probability(args.delta, "--delta")
+    probes = checks.size(args.probes, "--probes")
+    seed = checks.size(args.seed, "--seed", least=0)
+    _print(norms_report(chain, name, probes, delta, seed), args)
 
 
 def _processor() -> str:
@@ -243,7 +307,7 @@ def _info(args: argparse.Namespace) -> None:
 def _warmup(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from . import JacobianStream, networks
+    from . import JacobianStream, log_norm, networks
     from .kernels.activations import TAGS
 
     kinds: list[tuple[str, dict[str, Any]]] = [("RNN", {"nonlinearity": tag}) for tag in TAGS]
@@ -253,7 +317,9 @@ def _warmup(args: argparse.Namespace) -> None:
         for dtype in (np.float32, np.float64):
             x = np.zeros((2, 1, 2), dtype)
             net = networks.NETWORKS[kind](2, 3, dtype=dtype, **options)
-            net.trace(x).backward()
+            trace = net.trace(x)
+            trace.backward()
+            log_norm(trace.chain())
             JacobianStream(net).update(x)
             _log(f"{net} is compiled")
 
@@ -262,7 +328,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
         args = _parser().parse_args(argv)
-        {"diagnose": _diagnose, "info": _info, "warmup": _warmup}[args.command](args)
+        {"diagnose": _diagnose, "norms": _norms, "info": _info, "warmup": _warmup}[args.command](
+            args
+        )
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough; nothing may be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

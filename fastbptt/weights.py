@@ -62,7 +62,7 @@ class Layer:
     ) -> None:
         self.design, self.make = design, make
         self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
-        self._w_ih, self._w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
+        self._w_ih, self.w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
 
     def _gates(self, w: np.ndarray, letters: str) -> list[np.ndarray]:
         """The gates of w (G·H,.) that the letters name, (H,.) each."""
@@ -83,7 +83,7 @@ class Layer:
         """What a forward step reads; packed at the first use."""
         slots = self.design.slots
         x = self._gates(self._w_ih, self.design.x_gates)
-        h = self._gates(self._w_hh, self.design.h_gates)
+        h = self._gates(self.w_hh, self.design.h_gates)
         gate = slots.gate - slots.first  # gates of each product with W_hh lie together
         alone = max(gate, min(slots.x, slots.last) - slots.first)
         products = h[:gate], h[gate:alone], h[alone:]
@@ -98,7 +98,7 @@ class Layer:
         slots, H = self.design.slots, self.hidden_size
         Hp, Ip = padded(H, self.dtype), padded(self.input_size, self.dtype)
         x = self._gates(self._w_ih, self.design.x_gates)
-        h = self._gates(self._w_hh, self.design.h_gates)
+        h = self._gates(self.w_hh, self.design.h_gates)
         gate = slots.gate - slots.first
         w_hh = [pack_transposed(gates) for gates in (h[:gate], h[gate:]) if gates]
         zeros = np.zeros(max(slots.last * Hp, Ip), self.dtype)

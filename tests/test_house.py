@@ -12,12 +12,14 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
 # From the bottom up.  A module may import from its own floor's package and from the floors below.
 FLOORS = [
     ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory", "kernels.team"],
-    ["kernels.activations", "kernels.panels"],
+    ["kernels.activations", "kernels.dense", "kernels.panels"],
     ["kernels.cells"],
-    ["kernels.frames", "kernels.sweeps", "kernels.stream"],
+    ["kernels.chain", "kernels.frames", "kernels.lanczos", "kernels.stream", "kernels.sweeps"],
+    ["kernels.windows"],
     ["checks", "files", "sequences", "threads", "weights"],
     ["layers"],
-    ["trace"],
+    ["chains"],
+    ["feedforward", "trace"],
     ["network"],
     ["networks"],
     ["loading", "spectral"],

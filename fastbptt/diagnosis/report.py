@@ -118,7 +118,7 @@ class Diagnosis:
 
     def to_json(self) -> str:
         """All figures as one JSON object; infinities and NaN, which JSON lacks, as strings."""
-        figures = {name: _plain(y) for name, y in vars(self).items()}
+        figures = {name: plain(y) for name, y in vars(self).items()}
         return json.dumps({**figures, "verdict": self.verdict, "sentence": self.sentence})
 
     def plot(self, ax: Any = None) -> Any:
@@ -160,14 +160,14 @@ def _span(y: np.ndarray) -> str:
     return low if low == high else f"({low} .. {high})"
 
 
-def _plain(y: Any) -> Any:
+def plain(y: Any) -> Any:
     """y in JSON's types."""
     if hasattr(y, "_asdict"):
-        return {name: _plain(z) for name, z in y._asdict().items()}
+        return {name: plain(z) for name, z in y._asdict().items()}
     if isinstance(y, (np.ndarray, np.generic)):
         y = y.tolist()
     if isinstance(y, list):
-        return [_plain(z) for z in y]
+        return [plain(z) for z in y]
     return str(y) if isinstance(y, float) and not math.isfinite(y) else y
 
 

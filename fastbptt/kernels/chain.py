@@ -180,7 +180,7 @@ def _pull_linearised(chain, steps, block):
 
 @kernel
 def push(chain, firsts, count, block, record):
-    """block.now <- its rows `count` steps on; record (count,groups·k,.), if it has rows, gets all."""
+    """block.now <- its rows `count` steps on; record (count,groups·k,.) gets each or is empty."""
     steps = np.empty(firsts.size, np.int64)
     now, after = block.now, block.after
     for i in range(count):

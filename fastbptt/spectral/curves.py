@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.frames import history_norms
+from ..kernels.windows import history_norms
 from .factors import expected_shortfall, upper_margin
 from .norm import checked
 from .products import Stretch, carry, orthonormal

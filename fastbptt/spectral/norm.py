@@ -141,7 +141,8 @@ def _explicit(chain: Chain, t: int, s: int) -> NormEstimate:
     near, far = _leading(carried)
     v, u = (near, far) if forward else (far, near)
     condition = _condition(chain, t, s, u, v)
-    return NormEstimate(norm, norm, norm, 0.0, 1, True, u, v, condition, "explicit")
+    sure = not math.isnan(norm)
+    return NormEstimate(norm, norm, norm, 0.0, 1, sure, u, v, condition, "explicit")
 
 
 def _leading(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
@@ -272,14 +273,16 @@ def checkpoints(s: int, t: int) -> np.ndarray:
     return np.unique(np.linspace(s, t, min(_POINTS, t - s) + 1).round().astype(int))
 
 
-def along(chain: Chain, states: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A unit vector carried through `states` in their order: unit vectors (n,.), log norms (n,)."""
+def along(
+    chain: Chain, states: np.ndarray, vector: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A unit vector carried through `states` in their order: n unit vectors, log norms (n,)."""
     vectors, nats = [vector.astype(np.float64)], [0.0]
     for start, stop in zip(states[:-1].tolist(), states[1:].tolist(), strict=True):
         y, grown = one_vector(chain, start, stop, vectors[-1])
         vectors.append(y)
         nats.append(nats[-1] + grown)
-    return np.array(vectors), np.array(nats)
+    return vectors, np.array(nats)
 
 
 def _condition(chain: Chain, t: int, s: int, u: np.ndarray, v: np.ndarray) -> float:

@@ -51,9 +51,11 @@ def carry(
     rows: np.ndarray,
     watch: Callable[[Stretch], None] | None = None,
     history: bool = False,
+    steps: int = 1,
 ) -> Carried:
     """Push orthonormal rows (k,N) from state `start` to `stop`, or pull them if it lies before.
 
+    `steps` is a guess of how long the first stretch can be.
     A chain with NaN gives NaN; a product that is zero an empty factor, e = EMPTY.
     """
     k, forward = len(rows), stop >= start
@@ -62,7 +64,7 @@ def carry(
     info = np.finfo(chain.dtype)
     limit = 0.7 * math.log(float(info.max))  # nats a stretch may grow or shrink by
     room = -0.25 * math.log(float(info.eps))  # nats its rows may grow apart
-    frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), 1
+    frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), steps
     while left:
         n = min(n, left)
         to = at + n if forward else at - n

@@ -115,6 +115,11 @@ class JacobianStream:
                 raise ValueError(f"state: expected {wanted}, B left out if unbatched, got {shape}")
             self._begin(state, shape[-2], Layout(net.batch_first, len(shape) == 2))
 
+    @property
+    def state_size(self) -> int:
+        """N, the numbers in a state: L·H, of an LSTM 2·L·H."""
+        return len(self._V)
+
     def _begin(self, state: Any, B: int, layout: Layout) -> None:
         """Set up what is carried for B sequences."""
         net, k, H, dtype = self.net, self.probes, self.net.hidden_size, self.net.dtype

@@ -7,15 +7,18 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.frames import ends_of_windows, window_norms
 from ..kernels.lanczos import bounds
+from ..kernels.windows import Windows, ends_of_windows, window_norms
+from ..threads import share
 from .curves import Curve, axes, grams
-from .norm import checked, log_norm, room_of
+from .norm import checked, room_of
 from .products import Stretch, carry, orthonormal
 
 _TOL = 1e-2  # nats: to which windows are solved, and which two passes must promise
 _SWEEPS = 24  # half-sweeps of a window, at most
+_MOST_SWEEPS = 64  # where an upper bound of few windows is wanted
 _SAMPLE = 16  # windows checked one by one
+_WINDOW_COST = 1e5  # of a window of two passes, in multiply-adds of the products
 _NUMBERS = 1 << 22  # of the vectors of windows that are solved side by side
 
 
@@ -91,11 +94,18 @@ class _Frames:
         pushed[0] = one.before
         if n > 1:
             pushed[1:] = chain.history(one.start, one.stop - 1, one.before)
-        pulled: list[np.ndarray] = []
+        pulled: list[Any] = []
         rows = carry(
-            chain, one.stop, one.start, rows, lambda part: pulled.extend(part.history), history=True
+            chain,
+            one.stop,
+            one.start,
+            rows,
+            lambda part: pulled.append(part.history),
+            history=True,
+            steps=n,
         ).frame
-        U, V = np.array(pulled[::-1], np.float64), pushed.astype(np.float64)
+        U = np.concatenate(pulled)[::-1].astype(np.float64)
+        V = pushed.astype(np.float64)
         C, G_u = U @ V.swapaxes(1, 2), U @ U.swapaxes(1, 2)
         begins, ends = slice(one.start, one.stop), slice(one.start + 1, one.stop + 1)
         ends_of_windows(self._G[ends], C, G_u, self._R_v[ends], self._ends[begins])
@@ -104,9 +114,12 @@ class _Frames:
     def norms(self, lag: int) -> np.ndarray:
         """(T+1-lag,2): log norms of the windows on the forward frame, and of all of P."""
         out = np.empty((len(self._R_v) - lag, 2))
-        window_norms(
-            self._R_v, self._R_s, self._ends, self._D, self._shifts, self._stretch, lag, out
-        )
+        matrices = Windows(self._R_v, self._R_s, self._ends, self._D, self._shifts, self._stretch)
+
+        def some(first: int, last: int) -> None:
+            window_norms(matrices, lag, first, out[first:last])
+
+        share(some, np.ones(len(out)), len(out) * _WINDOW_COST)
         return out
 
     def gap_steps(self) -> float:
@@ -120,20 +133,23 @@ class _Frames:
 class _Sweeps:
     """Golub-Kahan-Lanczos of many windows of one lag, side by side."""
 
-    def __init__(self, chain: Chain, lag: int, tol: float, delta: float, rng: Any) -> None:
+    def __init__(
+        self, chain: Chain, lag: int, tol: float, delta: float, rng: Any, most: int = _SWEEPS
+    ) -> None:
         self._chain, self._lag, self._tol, self._delta, self._rng = chain, lag, tol, delta, rng
+        self._most = min(most, 2 * chain.size(0) - 1)  # half-sweeps: then the Krylov space is all
 
     def norms(self, firsts: np.ndarray) -> np.ndarray:
         """(G,2): lower and upper of the windows (s, s + lag), s in `firsts`."""
         N = self._chain.size(0)
         out = np.empty((len(firsts), 2))
-        some = max(1, _NUMBERS // (N * _SWEEPS))
+        some = max(1, _NUMBERS // (N * self._most))
         for i in range(0, len(firsts), some):
             out[i : i + some] = self._solve(firsts[i : i + some], N)
         return out
 
     def _solve(self, firsts: np.ndarray, N: int) -> np.ndarray:
-        G, most = len(firsts), min(_SWEEPS, 2 * N)
+        G, most = len(firsts), self._most
         omega = self._rng.standard_normal((G, N))
         length = np.linalg.norm(omega, axis=1)
         right, left = [omega / length[:, None]], []
@@ -161,6 +177,7 @@ class _Sweeps:
                 found = np.log(found) + base[:, None]
             found[~np.isfinite(base)] = base[~np.isfinite(base), None]
             spent = norm <= 4e-16 * np.exp(found[:, 0] - base) if m else ~np.isfinite(base)
+            spent |= m + 1 == 2 * N - 1
             found[spent, 1] = found[spent, 0]
             result[open_] = found
             with np.errstate(invalid="ignore"):
@@ -201,6 +218,13 @@ class _Sweeps:
         return y, nats
 
 
+def window_sweeps(
+    chain: Chain, lag: int, firsts: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Upper bounds (G,) of the windows (s, s + lag), s in `firsts`; each false once in 1e9."""
+    return _Sweeps(chain, lag, _TOL, 1e-9, rng, _MOST_SWEEPS).norms(firsts)[:, 1]
+
+
 METHODS = ("auto", "frames", "sweeps")
 
 
@@ -210,7 +234,7 @@ def growth_window(
     *,
     method: str = "auto",
     probes: int = 8,
-    delta: float = 0.05,
+    delta: float = 1e-6,
     rng: Any = 0,
 ) -> Curve:
     """log ||P(t, t - lag)|| for all t = lag .. T.
@@ -265,7 +289,7 @@ def growth_map(
     *,
     method: str = "auto",
     probes: int = 8,
-    delta: float = 0.05,
+    delta: float = 1e-6,
     rng: Any = 0,
 ) -> Map:
     """`growth_window` for several lags, from the same two passes: a heat map, lag by time.
@@ -342,12 +366,7 @@ def _windows(
         if frames is not None and (method == "frames" or long):
             lower, estimate = frames.norms(lag).T
             chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
-            exact = np.array(
-                [
-                    log_norm(chain, int(s) + lag, int(s), tol=1e-4, delta=1e-3, rng=rng).estimate
-                    for s in chosen
-                ]
-            )
+            exact = _Sweeps(chain, lag, 1e-4, 1e-6, rng).norms(chosen)[:, 0]
             with np.errstate(invalid="ignore"):
                 error = np.nanmax(np.nan_to_num(np.abs(estimate[chosen] - exact)))
             estimate = np.maximum(estimate, lower)

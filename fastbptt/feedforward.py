@@ -1,0 +1,152 @@
+"""Dense nets, whose depth is the time: the same Jacobian chains, with another W in each layer."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import checks
+from .chains import MatrixChain
+from .kernels.activations import TAGS
+from .kernels.dense import activate
+
+
+class FeedForwardGradients(NamedTuple):
+    """What `FeedForwardTrace.backward` returns."""
+
+    weights: list[np.ndarray]  # (n_l, n_{l-1}) each
+    biases: list[np.ndarray] | None  # (n_l,) each
+    x: np.ndarray  # (B,I)
+    layers: list[np.ndarray]  # dL/dh_l (B,n_l), l = 0 .. L: what vanishes or explodes with depth
+
+
+class FeedForward:
+    """h_l = f(W_l h_{l-1} + b_l), l = 1 .. L.
+
+    Parameters
+    ----------
+    weights : sequence of L ndarrays (n_l, n_{l-1})
+        float32 or float64, all of one dtype.
+    biases : sequence of L ndarrays (n_l,), optional
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        Of every layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the array that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> rng = np.random.default_rng(0)
+    >>> net = fb.FeedForward([rng.normal(size=(8, 8)) / 8**0.5 for _ in range(50)])
+    >>> chain = net.trace(rng.normal(size=(3, 8))).chain(batch=0)
+    >>> bool(fb.log_norm(chain).upper < -5)
+    True
+    """
+
+    def __init__(self, weights: Any, biases: Any = None, nonlinearity: str = "tanh") -> None:
+        if not isinstance(weights, Sequence) or not len(weights):
+            raise TypeError("weights: expected a sequence of at least one matrix")
+        self.dtype = checks.dtype(np.asarray(weights[0]).dtype)
+        self.weights = [np.array(checks.array(w, f"weights[{l}]", self.dtype)) for l, w in
+                        enumerate(weights)]  # fmt: skip
+        for l, w in enumerate(self.weights):
+            below = self.weights[l - 1].shape[0] if l else None
+            if w.ndim != 2 or 0 in w.shape or (l and w.shape[1] != below):
+                columns = "n" if below is None else below
+                raise ValueError(f"weights[{l}]: expected shape (m, {columns}), got {w.shape}")
+        self.biases: list[np.ndarray] | None = None
+        if biases is not None:
+            if not isinstance(biases, Sequence) or len(biases) != len(self.weights):
+                raise ValueError(f"biases: expected {len(self.weights)}, one a layer")
+            self.biases = [
+                checks.shaped(b, f"biases[{l}]", self.dtype, (len(self.weights[l]),)).copy()
+                for l, b in enumerate(biases)
+            ]
+        self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", TAGS)
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """h_L (B,n_L) of x (B,I), or (n_L,) of (I,)."""
+        return self.trace(x).output
+
+    def trace(self, x: Any) -> "FeedForwardTrace":
+        """A forward pass over x (B,I) or (I,), kept for `backward` and `chain`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape.
+        """
+        y = checks.array(x, "x", self.dtype)
+        I = self.weights[0].shape[1]
+        if y.ndim not in (1, 2) or y.shape[-1] != I:
+            raise ValueError(f"x: expected shape (B, {I}) or ({I},), got {y.shape}")
+        return FeedForwardTrace(self, y)
+
+
+class FeedForwardTrace:
+    """What a forward pass leaves: `output`, the layers' outputs `h`, and their slopes."""
+
+    def __init__(self, net: FeedForward, x: np.ndarray) -> None:
+        self._net, self._unbatched = net, x.ndim == 1
+        self.h = [x.reshape(-1, x.shape[-1])]
+        self._slopes: list[np.ndarray] = []
+        for l, w in enumerate(net.weights):
+            a = self.h[-1] @ w.T
+            if net.biases is not None:
+                a += net.biases[l]
+            h, slopes = np.empty_like(a), np.empty_like(a)
+            activate(TAGS[net.nonlinearity], a.reshape(-1), h.reshape(-1), slopes.reshape(-1))
+            self.h.append(h)
+            self._slopes.append(slopes)
+        self.output = self.h[-1][0] if self._unbatched else self.h[-1]
+
+    def backward(self, d_output: Any) -> FeedForwardGradients:
+        """Back-propagation from dL/d output.
+
+        Parameters
+        ----------
+        d_output : ndarray of the shape of `output`
+
+        Returns
+        -------
+        FeedForwardGradients
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape.
+        """
+        net = self._net
+        dh = checks.shaped(d_output, "d_output", net.dtype, self.output.shape)
+        dh = dh.reshape(self.h[-1].shape)
+        layers, weights, biases = [dh], [], []
+        for l in range(len(net.weights) - 1, -1, -1):
+            da = dh * self._slopes[l]  # (B,n_l): through the nonlinearity
+            weights.append(da.T @ self.h[l])
+            biases.append(da.sum(axis=0))
+            dh = da @ net.weights[l]
+            layers.append(dh)
+        return FeedForwardGradients(
+            weights[::-1],
+            biases[::-1] if net.biases is not None else None,
+            dh[0] if self._unbatched else dh,
+            layers[::-1],
+        )
+
+    def chain(self, batch: int = 0) -> MatrixChain:
+        """The Jacobians dh_l/dh_{l-1} = diag(f'(a_l)) W_l of one row of x.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a row that is not there.
+        """
+        b = checks.size(batch, "batch", least=0)
+        if b >= len(self.h[0]):
+            raise ValueError(f"batch: expected below {len(self.h[0])}, got {b}")
+        return MatrixChain(
+            [s[b][:, None] * w for s, w in zip(self._slopes, self._net.weights, strict=True)]
+        )

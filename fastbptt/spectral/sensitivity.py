@@ -1,0 +1,149 @@
+"""What makes a product large, and what textbooks would say of it (spectral.md section 5)."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..chains import Chain, TraceChain
+from .norm import checked, log_norm
+from .products import Stretch, carry
+from .windows import window_sweeps
+
+
+class Sensitivity(NamedTuple):
+    """The derivative of log sigma_1 of P(t,s) with respect to what it is made of."""
+
+    steps: np.ndarray  # (n,): r = s+1 .. t, of J_r
+    by_step: np.ndarray  # (n,): the norm of d log sigma_1 / d J_r
+    by_unit: np.ndarray  # (n,N): that of its rows: of what reaches each unit of state r
+    weight_hh: np.ndarray | None  # (G·H,H): all steps' sum with the slopes held, of a net with one
+    # layer and no product of a gated state; else None
+    log_norm: float  # nats
+
+
+def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0) -> Sensitivity:
+    """Which steps and which units make P(t,s) large.
+
+    Parameters
+    ----------
+    chain : Chain
+        Of square Jacobians.
+    t, s : int
+        0 <= s < t <= T; t = None is T.
+    rng : int, numpy.random.Generator or None
+        Of `log_norm`, which finds the singular vectors.
+
+    Returns
+    -------
+    Sensitivity
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument; for a product that is zero.
+
+    Notes
+    -----
+    d log sigma_1 / d J_r = u_r v_{r-1}' |P(t,r)' u| |P(r-1,s) v| / sigma_1, with the unit vectors
+    u_r pulled back from u and v_r pushed on from v.  Memory 2·(t-s)·N float64.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> J = np.stack([np.diag([2.0, 1.0])] * 5)
+    >>> fb.sensitivity(fb.MatrixChain(J)).by_step.round(6)
+    array([0.5, 0.5, 0.5, 0.5, 0.5])
+    """
+    chain = checked(chain)
+    t, s = chain.window(t, s)
+    if t == s:
+        raise ValueError(f"t, s: expected s < t, got both {t}")
+    norm = log_norm(chain, t, s, tol=1e-9, rng=rng)
+    if not math.isfinite(norm.estimate):
+        raise ValueError(f"chain: log ||P({t},{s})|| is {norm.estimate}; it has no derivative")
+    ahead, pushed = _path(chain, s, t, norm.v)  # states s .. t
+    back, pulled = _path(chain, t, s, norm.u)
+    back, pulled = back[::-1], pulled[::-1]
+    by_step = np.exp(pushed[:-1] + pulled[1:] - norm.estimate)
+    gradient = None
+    if isinstance(chain, TraceChain) and chain.one_product:
+        gradient = chain.weight_gradient(np.arange(s + 1, t + 1), back[1:], ahead[:-1], by_step)
+    by_unit = np.abs(back[1:]) * by_step[:, None]
+    return Sensitivity(np.arange(s + 1, t + 1), by_step, by_unit, gradient, norm.estimate)
+
+
+def _path(chain: Chain, start: int, stop: int, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A unit vector at every state on the way: unit vectors (n+1,N), logs of their norms (n+1,)."""
+    vectors, nats = [vector[None].astype(np.float64)], [np.zeros(1)]
+
+    def note(one: Stretch) -> None:
+        y = np.asarray(one.history, np.float64)[:, 0]
+        norm = np.linalg.norm(y, axis=1)
+        vectors.append(y / norm[:, None])
+        sign = math.log(abs(one.U[0, 0])) + float(one.e[0]) * math.log(2)
+        nats.append(np.log(norm) + sign)
+
+    carry(chain, start, stop, vector[None], note, history=True)
+    return np.concatenate(vectors), np.concatenate(nats)
+
+
+class TextbookBounds(NamedTuple):
+    """Upper bounds of log ||P(t,s)|| by products of norms, nats: what the interval is beside."""
+
+    steps: float  # sum of log ||J_r||
+    windows: float  # sum of log norms of windows of `lag` steps
+    lag: int
+    classical: float  # n log(max|f'| ||W_hh||), of plain nets of one layer; NaN for others
+
+
+def textbook_bounds(
+    chain: Chain, t: int | None = None, s: int = 0, *, lag: int = 16, rng: Any = 0
+) -> TextbookBounds:
+    """Products of norms, which say "exploding" where gradients vanish (spectral.md section 5).
+
+    Parameters
+    ----------
+    chain : Chain
+        Of square Jacobians.
+    t, s : int
+        0 <= s <= t <= T; t = None is T.
+    lag : int
+        Steps of a window.
+    rng : int, numpy.random.Generator or None
+        Of the norms, each wrong with probability 1e-9.
+
+    Returns
+    -------
+    TextbookBounds
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import math, numpy as np, fastbptt as fb
+    >>> J = np.stack([np.diag([2.0, 0.5]), np.diag([0.5, 2.0])] * 8)  # whose product is 1
+    >>> bounds = fb.textbook_bounds(fb.MatrixChain(J), lag=2)
+    >>> round(bounds.steps / math.log(2), 3), round(abs(bounds.windows), 3)
+    (16.0, 0.0)
+    """
+    chain = checked(chain)
+    t, s = chain.window(t, s)
+    lag = checks.size(lag, "lag")
+    generator = checks.generator(rng)
+    n = t - s
+
+    def total(lag: int) -> float:
+        whole = np.arange(s, s + n // lag * lag, lag)
+        nats = float(window_sweeps(chain, lag, whole, generator).sum()) if len(whole) else 0.0
+        if n % lag:
+            rest = np.array([s + n // lag * lag])
+            nats += float(window_sweeps(chain, n % lag, rest, generator)[0])
+        return nats
+
+    classical = n * chain.classical_rate if isinstance(chain, TraceChain) else math.nan
+    return TextbookBounds(total(1), total(lag), lag, classical)

@@ -1,0 +1,186 @@
+"""All singular values of a product, and Lyapunov exponents (spectral.md section 4)."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..chains import Chain
+from ..kernels.frames import graded_singular_values
+from .curves import axes
+from .norm import checked
+from .products import Stretch, carry, orthonormal
+from .stream import JacobianStream
+
+_BURN_IN = 1 / 8  # of the steps
+_BLOCKS = 32  # of steps, for the standard error; fewer than 8 give none
+_HISTORY = 512  # points
+
+
+def log_singular_values(chain: Chain, t: int | None = None, s: int = 0) -> np.ndarray:
+    """log of every singular value of P(t,s), however far apart they are.
+
+    Parameters
+    ----------
+    chain : Chain
+    t, s : int
+        0 <= s <= t <= T; t = None is T.
+
+    Returns
+    -------
+    ndarray (min(N_t, N_s),)
+        Nats, falling; -inf for zeros.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    N vectors are pushed through and their triangular factors multiplied up, each row with an
+    exponent of its own; one-sided Jacobi on the graded factor gives small values to the same
+    relative accuracy as large ones (D. E. Stewart 1997; Demmel and Veselic 1992).  Memory N².
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([np.diag([4.0, 0.25])] * 1000))
+    >>> fb.log_singular_values(chain) / np.log(2)
+    array([ 2000., -2000.])
+    """
+    chain = checked(chain)
+    t, s = chain.window(t, s)
+    start, stop = (s, t) if chain.size(s) <= chain.size(t) else (t, s)
+    N = chain.size(start)
+    carried = carry(chain, start, stop, np.eye(N, dtype=chain.dtype))
+    if not np.isfinite(carried.U).all():
+        return np.full(N, np.nan)
+    out = np.empty(N)
+    graded_singular_values(carried.U.copy(), carried.e.copy(), out)
+    return np.sort(out)[::-1] * math.log(2)
+
+
+class LyapunovSpectrum(NamedTuple):
+    """What `lyapunov_spectrum` returns; arrays (k,), or (B,k) of a batched stream."""
+
+    exponents: np.ndarray  # nats a step, after the burn-in
+    standard_error: np.ndarray  # of blocks of steps; NaN with fewer than 8
+    steps: int
+    kaplan_yorke: Any  # dimension; NaN if k exponents do not reach a negative sum
+    entropy_rate: Any  # sum of the positive exponents, nats a step
+    history_steps: np.ndarray  # (n,): ends of the running means; empty for a stream
+    history: np.ndarray  # (n,k): mean growth up to there, without burn-in
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the convergence of the exponents on `ax`, or on a new figure."""
+        ax = axes(ax)
+        ax.plot(self.history_steps, self.history)
+        ax.set(xscale="log", xlabel="step", ylabel="exponents  (nats a step)")
+        return ax
+
+
+def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> LyapunovSpectrum:
+    """The k largest Lyapunov exponents of a chain, or of what a stream has seen.
+
+    Parameters
+    ----------
+    source : Chain or JacobianStream
+        A stream reads sequences of any length in chunks, and is the fastest way there.
+    k : int, optional
+        How many; all N of a chain, or all probes of a stream, if None.
+    rng : int, numpy.random.Generator or None
+        Draws the frame that is pushed along a chain.
+
+    Returns
+    -------
+    LyapunovSpectrum
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+
+    Notes
+    -----
+    The growth of |R_ii| per step (Benettin et al. 1980; Geist, Parlitz, Lauterborn 1990), after a
+    burn-in of an eighth of the steps.  Kaplan-Yorke dimension: j + (l_1 + .. + l_j)/|l_{j+1}|, j
+    the most exponents with a sum of at least zero.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbptt as fb
+    >>> chain = fb.MatrixChain(np.stack([np.array([[2.0, 1], [1, 1]])] * 200))
+    >>> fb.lyapunov_spectrum(chain).exponents.round(6)
+    array([ 0.962424, -0.962424])
+    """
+    if isinstance(source, JacobianStream):
+        return _of_stream(source, k)
+    chain = checked(source)
+    T, N = len(chain), chain.size(0)
+    if T == 0:
+        raise ValueError("source: expected at least one step, got none")
+    if chain.size(T) != N:
+        raise ValueError(f"source: expected square Jacobians, got sizes {N} and {chain.size(T)}")
+    k = N if k is None else min(checks.size(k, "k"), N)
+    ends, growth = [0], [np.zeros(k)]
+
+    def note(one: Stretch) -> None:
+        with np.errstate(divide="ignore"):
+            ends.append(one.stop)
+            growth.append(np.log(np.abs(np.diagonal(one.R))))
+
+    rows, _ = orthonormal(checks.generator(rng).standard_normal((N, k)), chain.dtype)
+    carry(chain, 0, T, rows, note)
+    steps, total = np.array(ends), np.cumsum(growth, axis=0)
+    first = int(np.searchsorted(steps, T * _BURN_IN)) if len(steps) > 8 else 0
+    exponents = (total[-1] - total[first]) / (T - steps[first])
+    error = np.full(k, np.nan)
+    marks = np.unique(np.searchsorted(steps, np.linspace(steps[first], T, _BLOCKS + 1)))
+    if len(marks) > 8:
+        rates = np.diff(total[marks], axis=0) / np.diff(steps[marks])[:, None]
+        error = rates.std(axis=0, ddof=1) / math.sqrt(len(rates))
+    shown = np.unique(np.linspace(1, len(steps) - 1, _HISTORY).astype(int))
+    return LyapunovSpectrum(
+        exponents,
+        error,
+        T,
+        _kaplan_yorke(exponents, N),
+        float(exponents[exponents > 0].sum()),
+        steps[shown],
+        total[shown] / steps[shown, None],
+    )
+
+
+def _of_stream(stream: JacobianStream, k: int | None) -> LyapunovSpectrum:
+    result = stream.result()
+    k = stream.probes if k is None else checks.size(k, "k")
+    if k > stream.probes:
+        raise ValueError(f"k: expected at most {stream.probes}, the stream's probes, got {k}")
+    exponents, error = result.exponents[..., :k], result.standard_error[..., :k]
+    N, batch = stream.state_size, exponents.shape[:-1]
+    rows = exponents.reshape(-1, k)
+    dimension = np.array([_kaplan_yorke(row, N) for row in rows]).reshape(batch)
+    entropy = np.where(exponents > 0, exponents, 0.0).sum(axis=-1)
+    none = np.zeros((0, k))
+    return LyapunovSpectrum(
+        exponents,
+        error,
+        result.steps,
+        dimension if batch else float(dimension),
+        entropy if batch else float(entropy),
+        np.zeros(0, np.int64),
+        none,
+    )
+
+
+def _kaplan_yorke(exponents: np.ndarray, N: int) -> float:
+    """The dimension, of exponents that may be only the first of N."""
+    ordered = np.sort(exponents)[::-1]
+    sums = np.cumsum(ordered)
+    below = np.flatnonzero(sums < 0)
+    if not below.size:
+        return float(N) if len(ordered) == N and not np.isnan(sums).any() else math.nan
+    j = int(below[0])
+    return j + (float(sums[j - 1] / abs(ordered[j])) if j else 0.0)

@@ -1,0 +1,711 @@
+"""Norms of products, their intervals and curves: against explicit products and closed forms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from strategies import KINDS, dtypes
+from tolerances import tolerance
+
+import fastbptt as fb
+
+METHODS = ("auto", "block", "lanczos", "explicit")
+DTYPES = (np.float32, np.float64)
+
+
+def orthogonal(N, rng):
+    return np.linalg.qr(rng.normal(size=(N, N)))[0]
+
+
+def rank_one(T, N, rng):
+    """J_t = x_t y_t' and log ||P(T,0)||."""
+    x, y = rng.normal(size=(2, T, N))
+    nats = np.log(np.abs(np.einsum("tn,tn->t", y[1:], x[:-1]))).sum()
+    nats += math.log(np.linalg.norm(x[-1])) + math.log(np.linalg.norm(y[0]))
+    return np.einsum("ti,tj->tij", x, y), nats
+
+
+def permuted(T, N, rng):
+    """diag(d_t) times a permutation, and all log singular values of the product."""
+    J, nats = np.zeros((T, N, N)), np.zeros(N)
+    at = np.arange(N)
+    for t in range(T):
+        order, d = rng.permutation(N), np.exp(2 * rng.normal(size=N))
+        J[t, order, np.arange(N)] = d[order]
+        at = order[at]
+        nats += np.log(d[at])
+    return J, np.sort(nats)[::-1]
+
+
+def eps_of(dtype, T, N):
+    """How far rounding moves a log norm, nats."""
+    return tolerance(dtype, T, N)[0]
+
+
+@given(
+    st.integers(1, 20), st.integers(0, 30), dtypes(), st.integers(0, 2**32 - 1),
+    st.sampled_from([0.3, 1.0, 5.0]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_every_method_against_the_explicit_product(N, T, dtype, seed, scale):
+    rng = np.random.default_rng(seed)
+    J = (scale * rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
+    chain = fb.MatrixChain(J)
+    t = int(rng.integers(0, T + 1))
+    s = int(rng.integers(0, t + 1))
+    exact = reference.log_norm_of_product(J[s:t].astype(float))
+    for method in METHODS:
+        got = fb.log_norm(chain, t, s, method=method, delta=1e-9, max_sweeps=60)
+        near = eps_of(dtype, t - s, N) * max(1.0, got.condition)
+        assert got.lower <= exact + near
+        assert got.upper >= exact - near
+        assert got.lower <= got.estimate <= got.upper
+        if got.converged:
+            assert abs(got.estimate - exact) <= 1e-3 + near
+        if method == "explicit":
+            assert got.upper == got.lower
+    # the vectors are those of the norm
+    P = chain.matrix(t, s).astype(float)
+    got = fb.log_norm(chain, t, s, method="lanczos", tol=1e-7, delta=1e-9, max_sweeps=200)
+    assert_allclose(np.linalg.norm(got.u), 1, atol=1e-6)
+    assert_allclose(got.u @ P @ got.v, math.exp(exact), rtol=1e-3 + 10 * near)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_isometries_of_any_size(method, dtype):
+    rng = np.random.default_rng(0)
+    T, N, a = 2000, 24, 1000.0
+    J = np.stack([a * orthogonal(N, rng) for _ in range(T)]).astype(dtype)
+    got = fb.log_norm(fb.MatrixChain(J), method=method, max_sweeps=9)
+    assert_allclose(got.lower, T * math.log(a), atol=eps_of(dtype, T, N) * 4)
+    if method in ("lanczos", "explicit"):
+        assert got.converged
+        assert got.half_sweeps <= 2
+    assert got.upper >= got.lower
+
+
+def test_ranges_beyond_every_float():
+    J = np.stack([math.exp(100.0) * np.eye(3), math.exp(-99.0) * np.eye(3)] * 3)
+    up = np.repeat(J[:1], 10_000, axis=0)
+    assert_allclose(fb.log_norm(fb.MatrixChain(up)).estimate, 1e6, rtol=1e-12)
+    assert_allclose(fb.log_norm(fb.MatrixChain(1 / np.where(up, up, 1) * np.eye(3))).estimate, -1e6)
+    assert_allclose(fb.log_norm(fb.MatrixChain(J)).estimate, 3.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_one_zero_and_orthogonal_products(method):
+    rng = np.random.default_rng(1)
+    J, nats = rank_one(50, 30, rng)
+    got = fb.log_norm(fb.MatrixChain(J), method=method, max_sweeps=8)
+    assert_allclose(got.estimate, nats, rtol=1e-10)
+    assert got.lower - 1e-9 <= nats <= got.upper + 1e-9
+    if method in ("lanczos", "explicit"):
+        assert got.converged
+    J[20:22] = 0
+    J[20, 3, 4] = J[21, 7, 8] = 1.0  # e_3 e_4' after e_7 e_8': the product is exactly zero
+    zero = fb.log_norm(fb.MatrixChain(J), method=method)
+    assert zero.lower == zero.estimate == zero.upper == -math.inf
+    assert not math.isnan(zero.upper)
+
+
+def test_a_nan_stays_one():
+    J = np.stack([np.eye(20)] * 5)
+    J[3, 0, 0] = np.nan
+    for method in METHODS:
+        got = fb.log_norm(fb.MatrixChain(J), method=method)
+        assert math.isnan(got.lower)
+        assert math.isnan(got.upper)
+        assert not got.converged
+
+
+def cases_of_coverage():
+    rng = np.random.default_rng(2)
+    N = 20
+    jordan = np.eye(N) + 0.5 * np.eye(N, k=1)
+    return {
+        "isometry": np.stack([orthogonal(N, rng) for _ in range(3)]),
+        "rank one": rank_one(3, N, rng)[0],
+        "jordan": np.stack([jordan] * 6),
+        "random": rng.normal(size=(2, N, N)),
+    }
+
+
+@pytest.mark.parametrize(("method", "sweeps"), [("block", 1), ("block", 2), ("lanczos", 1),
+                                                ("lanczos", 2), ("lanczos", 5)])  # fmt: skip
+@pytest.mark.parametrize("name", cases_of_coverage())
+def test_upper_is_false_no_more_often_than_delta(method, sweeps, name):
+    J = cases_of_coverage()[name]
+    chain, exact = fb.MatrixChain(J), reference.log_norm_of_product(J)
+    false = sum(
+        fb.log_norm(
+            chain, method=method, max_sweeps=sweeps, delta=0.05, tol=0, probes=3, rng=seed
+        ).upper
+        < exact - 1e-9
+        for seed in range(1000)
+    )
+    assert false <= 50 + 4 * math.sqrt(1000 * 0.05 * 0.95)  # four standard deviations
+
+
+def test_the_margin_falls_with_every_sweep():
+    rng = np.random.default_rng(3)
+    chain = fb.MatrixChain(rng.normal(size=(4, 40, 40)))
+    widths = []
+    for sweeps in (1, 2, 4, 8, 16):
+        got = fb.log_norm(chain, method="lanczos", max_sweeps=sweeps, tol=0)
+        widths.append(got.upper - got.lower)
+    assert all(a > b for a, b in itertools.pairwise(widths))
+    assert widths[-1] < 0.01
+
+
+def test_forward_and_reverse_vectors_agree_everywhere():
+    """f + b + log|u·v| is the same at every state (spectral.md section 5)."""
+    rng = np.random.default_rng(4)
+    J = rng.normal(size=(60, 12, 12)) / 3
+    chain = fb.MatrixChain(J)
+    got = fb.log_norm(chain, tol=1e-9)
+    v, f, constants = got.v.copy(), 0.0, []
+    back = [got.u.copy()]
+    for step in J[::-1]:
+        back.append(step.T @ back[-1])
+    for step, u in zip([np.eye(12), *J], back[::-1], strict=True):
+        v = step @ v
+        constants.append(math.log(abs(u @ v)) + f)
+    assert_allclose(constants, got.estimate, atol=1e-9)
+    from fastbptt.spectral.norm import along
+
+    states = np.arange(61)
+    ahead, fs = along(chain, states, got.v)
+    behind, bs = along(chain, states[::-1], got.u)
+    dots = np.abs(np.einsum("tn,tn->t", ahead, behind[::-1]))
+    assert_allclose(fs + bs[::-1] + np.log(dots), got.estimate, atol=1e-9)
+    assert_allclose(got.condition, (1 / dots).max(), rtol=1e-6)
+
+
+@given(st.integers(1, 12), st.integers(1, 25), dtypes(), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_curves_against_the_explicit_products(N, T, dtype, seed):
+    rng = np.random.default_rng(seed)
+    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
+    chain, wide = fb.MatrixChain(J), J.astype(float)
+    s = int(rng.integers(0, T + 1))
+    for probes in (3, N):
+        curve = fb.growth_from(chain, s, probes=probes, delta=1e-9)
+        exact = np.array([0.0, *reference.curve_of_log_norms(wide[s:])])
+        near = 30 * eps_of(dtype, T, N)
+        assert_allclose(curve.t, np.arange(s, T + 1))
+        assert (curve.lower <= exact + near).all()
+        assert (curve.upper >= exact - near).all()
+        assert (curve.lower <= curve.estimate).all()
+        assert (curve.estimate <= curve.upper).all()
+        if probes >= N:
+            assert_allclose(curve.lower, exact, atol=near)
+        back = fb.growth_to(chain, s, probes=probes, delta=1e-9)
+        exact = [reference.log_norm_of_product(wide[r:s]) for r in range(s, -1, -1)]
+        assert (back.lower <= np.array(exact) + near).all()
+        assert (back.upper >= np.array(exact) - near).all()
+    u = rng.normal(size=N).astype(dtype)
+    by_lag, now = [math.log(np.linalg.norm(u))], u.astype(float)
+    for step in wide[::-1]:
+        now = step.T @ now
+        by_lag.append(math.log(np.linalg.norm(now)))
+    assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
+
+
+def test_the_mean_shortfall_is_the_formulas():
+    """E[log ||P V|| - log sigma_1] with a gap is (psi(k/2) - psi(N/2))/2: 64, 8 gives -1.10."""
+    rng = np.random.default_rng(5)
+    N, T = 64, 4
+    J = rank_one(T, N, rng)[0]
+    exact = reference.log_norm_of_product(J)
+    for k, mean, spread in ((1, -2.71, 1.11), (4, -1.51, 0.39), (8, -1.10, 0.25)):
+        short = [
+            fb.log_norm(
+                fb.MatrixChain(J), method="block", max_sweeps=1, probes=k, rng=seed, tol=0
+            ).lower
+            - exact
+            for seed in range(400)
+        ]
+        assert abs(np.mean(short) - mean) < 4 * spread / 20 + 0.006
+        assert abs(np.std(short) - spread) < 0.2 * spread
+
+
+@pytest.mark.parametrize("method", ["frames", "sweeps", "auto"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_against_the_explicit_products(method, dtype):
+    rng = np.random.default_rng(6)
+    T, N = 150, 24
+    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
+    chain = fb.MatrixChain(J)
+    worst = {}
+    for lag in (1, 2, 20, 60, 100, T):
+        if method == "frames" and lag < 20:
+            continue
+        curve = fb.growth_window(chain, lag, method=method)
+        exact = np.array(
+            [reference.log_norm_of_product(J[s : s + lag].astype(float)) for s in curve.s]
+        )
+        assert_allclose(curve.t - curve.s, lag)
+        near = 30 * eps_of(dtype, T, N)
+        assert (curve.lower <= exact + near).all()
+        worst[lag] = np.abs(curve.estimate - exact).max()
+        if method != "frames":
+            assert worst[lag] < 0.03 + near
+            assert (curve.upper >= exact - 0.03 - near).all()
+    if method == "frames":  # the error falls with the lag, as exp(-(l_1 - l_{k+1}) lag)
+        assert worst[20] > worst[60] > worst[100] - 1e-6
+        assert worst[100] < 2e-3
+
+
+def test_more_probes_make_frames_better():
+    rng = np.random.default_rng(7)
+    J = rng.normal(size=(200, 32, 32)) / np.sqrt(32)
+    exact = np.array([reference.log_norm_of_product(J[s : s + 25]) for s in range(176)])
+    errors = [
+        np.median(
+            np.abs(
+                fb.growth_window(fb.MatrixChain(J), 25, method="frames", probes=k).estimate - exact
+            )
+        )
+        for k in (2, 6, 16)
+    ]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_a_map_holds_the_windows_of_each_lag():
+    rng = np.random.default_rng(8)
+    J = rng.normal(size=(64, 6, 6)) / 2
+    chain = fb.MatrixChain(J)
+    found = fb.growth_map(chain)
+    assert found.lags.tolist() == [1, 2, 4, 8, 16, 32, 64]
+    for i, lag in enumerate(found.lags):
+        assert np.isnan(found.estimate[i, :lag]).all()
+        exact = [reference.log_norm_of_product(J[s : s + lag]) for s in range(65 - lag)]
+        assert_allclose(found.estimate[i, lag:], exact, atol=0.02)
+    assert fb.growth_map(chain, [3, 5]).lags.tolist() == [3, 5]
+
+
+def test_henon_keeps_its_area_on_every_window():
+    """log sigma_1 + log sigma_2 = n log 0.3 for the Henon map."""
+    x, y, J = 0.1, 0.1, []
+    for _ in range(400):
+        J.append([[-2.8 * x, 1.0], [0.3, 0.0]])
+        x, y = 1 - 1.4 * x * x + y, 0.3 * x
+    chain = fb.MatrixChain(np.array(J))
+    for s, t in ((0, 400), (3, 4), (100, 355)):
+        both = fb.log_singular_values(chain, t, s)
+        assert_allclose(both.sum(), (t - s) * math.log(0.3), rtol=1e-10)
+    exponents = fb.lyapunov_spectrum(chain)
+    assert_allclose(exponents.exponents.sum(), math.log(0.3), rtol=1e-9)
+    assert 1.1 < exponents.kaplan_yorke < 1.4  # 1.26
+    assert_allclose(exponents.entropy_rate, exponents.exponents[0])
+
+
+def test_the_logistic_map():
+    x, J = 0.3, []
+    start = x
+    for _ in range(2000):
+        J.append([[4 - 8 * x]])
+        x = 4 * x * (1 - x)
+    exact = 2000 * math.log(2) + 0.5 * math.log(x * (1 - x) / (start * (1 - start)))
+    for method in METHODS:
+        assert_allclose(fb.log_norm(fb.MatrixChain(np.array(J)), method=method).estimate, exact,
+                        rtol=1e-6)  # fmt: skip
+    assert_allclose(fb.lyapunov_spectrum(fb.MatrixChain(np.array(J))).exponents[0], math.log(2),
+                    atol=0.05)  # fmt: skip
+
+
+def test_every_singular_value_over_hundreds_of_nats():
+    """Against 260-digit arithmetic: what float64 loses below e^-36 of the first."""
+    import mpmath
+
+    rng = np.random.default_rng(9)
+    N, T = 8, 60
+    grade = np.exp(-np.arange(N) * 0.6)
+    J = np.array([orthogonal(N, rng) @ np.diag(grade) @ orthogonal(N, rng) for _ in range(T)])
+    with mpmath.workdps(260):
+        P = mpmath.eye(N)
+        for step in J:
+            P = mpmath.matrix(step.tolist()) * P
+        values = mpmath.svd_r(P, compute_uv=False)
+        exact = np.array([float(mpmath.log(value)) for value in values])
+    assert np.ptp(exact) > 100
+    got = fb.log_singular_values(fb.MatrixChain(J))
+    assert_allclose(got, np.sort(exact)[::-1], atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_singular_values_of_permuted_diagonals(dtype):
+    J, nats = permuted(700, 12, np.random.default_rng(10))
+    got = fb.log_singular_values(fb.MatrixChain(J.astype(dtype)))
+    assert_allclose(got, nats, atol=700 * np.finfo(dtype).eps * 10, rtol=1e-6)
+    zeros = J.copy()
+    zeros[5, :, 0] = 0
+    lost = fb.log_singular_values(fb.MatrixChain(zeros.astype(dtype)))
+    assert (lost == -np.inf).sum() == 1
+
+
+def test_exponents_of_random_matrices():
+    """Newman 1986: log sigma + [log 2 + psi((N-i+1)/2)]/2."""
+    rng = np.random.default_rng(11)
+    N, T, sigma = 6, 20_000, 0.4
+    found = fb.lyapunov_spectrum(fb.MatrixChain(sigma * rng.normal(size=(T, N, N))))
+    euler = 0.5772156649015329
+    psi = {2: -euler, 1: -euler - 2 * math.log(2)}
+    for n in range(3, N + 1):
+        psi[n] = psi[n - 2] + 2 / (n - 2)
+    exact = [math.log(sigma) + (math.log(2) + psi[N - i]) / 2 for i in range(N)]
+    assert (np.abs(found.exponents - exact) < 5 * found.standard_error).all()
+    assert (found.standard_error < 0.02).all()
+    assert_allclose(found.history[-1], exact, atol=0.05)
+
+
+def test_the_spectrum_of_a_stream_is_that_of_its_chain():
+    rng = np.random.default_rng(12)
+    net = fb.RNN(3, 20, dtype=np.float64, rng=0)
+    net.weight_hh_l0 = 2.0 * rng.normal(size=(20, 20)) / np.sqrt(20)
+    x = rng.normal(size=(4000, 3))
+    stream = fb.JacobianStream(net, probes=4)
+    stream.update(x)
+    one, other = fb.lyapunov_spectrum(stream), fb.lyapunov_spectrum(net.trace(x).chain(), 4)
+    error = np.hypot(one.standard_error, other.standard_error)
+    assert (np.abs(one.exponents - other.exponents) < 5 * error + 1e-3).all()
+    assert other.steps == one.steps == 4000
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chains_of_traces_are_the_references_jacobians(kind, options, dtype):
+    rng = np.random.default_rng(13)
+    for L, H, B in ((1, 5, 2), (2, 16, 1), (1, 33, 3)):
+        net = getattr(fb, kind)(3, H, L, dtype=dtype, rng=1, **options)
+        lengths = [9, 5, 7][:B]
+        x = rng.normal(size=(9, B, 3)).astype(dtype)
+        state = tuple(rng.normal(size=(L, B, H)).astype(dtype) for _ in range(1 + (kind == "LSTM")))
+        trace = net.trace(x, state if len(state) > 1 else state[0], lengths=lengths)
+        params = {name: y.astype(float) for name, y in net.state_dict().items()}
+        record = reference.net_forward(
+            params, x.astype(float), tuple(part.astype(float) for part in state), kind, options, L,
+            lengths=lengths,
+        )  # fmt: skip
+        for b in range(B):
+            J, chain = reference.jacobians(record, b), trace.chain(b)
+            assert len(chain) == lengths[b]
+            N = J.shape[1]
+            eye = np.eye(N, dtype=dtype)
+            rtol, _ = tolerance(dtype, 9, N)
+            for t, s in ((len(J), 0), (4, 2), (3, 3)):
+                P = eye.astype(float)
+                for step in J[s:t]:
+                    P = step @ P
+                atol = rtol * np.abs(P).max()
+                assert_allclose(chain.matrix(t, s), P, rtol=0, atol=atol)
+                assert_allclose(chain.rmatvec(t, s, eye), P.T, rtol=0, atol=atol)
+            groups = np.array([0, 2, 1])
+            rows = rng.normal(size=(3, 2, N)).astype(dtype)
+            for g, own in zip(groups, chain.push_groups(groups, 3, rows), strict=True):
+                i = int(np.flatnonzero(groups == g)[0])
+                assert_allclose(own, chain.push(g, g + 3, rows[i]), rtol=1e-4)
+            for g, own in zip(groups, chain.pull_groups(groups + 3, 3, rows), strict=True):
+                i = int(np.flatnonzero(groups == g)[0])
+                assert_allclose(own, chain.pull(g + 3, g, rows[i]), rtol=1e-4)
+
+
+def test_a_saturated_net_has_the_slopes_of_its_pre_activations():
+    """In float32 1 - h*h is 0 from about 9 on, and the product would be zero where it is not."""
+    net = fb.RNN(1, 4, bias=False, rng=0)
+    net.load_state_dict(
+        {"weight_ih_l0": np.full((4, 1), 12, np.float32), "weight_hh_l0": np.eye(4, dtype="f4")}
+    )
+    chain = net.trace(np.ones((6, 1), np.float32)).chain()
+    a = np.array([12.0, *([13.0] * 5)])
+    exact = np.log(4 / (np.exp(a) + np.exp(-a)) ** 2).sum()
+    for method in METHODS:
+        assert_allclose(fb.log_norm(chain, method=method).estimate, exact, rtol=1e-5)
+
+
+def test_what_is_no_chain():
+    x = np.zeros((5, 2, 3), np.float32)
+    with pytest.raises(ValueError, match="bidirectional"):
+        fb.RNN(3, 4, bidirectional=True).trace(x).chain()
+    reset = np.zeros((5, 2), bool)
+    reset[2, 0] = True
+    trace = fb.RNN(3, 4).trace(x, reset=reset)
+    with pytest.raises(ValueError, match="reset"):
+        trace.chain(0)
+    assert len(trace.chain(1)) == 5
+    with pytest.raises(ValueError, match="batch"):
+        trace.chain(2)
+    for bad, error, message in (
+        (np.zeros((3, 2, 4)), ValueError, "list may hold rectangular"),
+        ([], ValueError, "at least one"),
+        ([np.zeros((2, 3)), np.zeros((2, 3))], ValueError, r"J\[1\]: expected 2 columns"),
+        ([np.zeros((2, 2)), np.zeros((2, 2), np.float32)], TypeError, r"J\[1\]"),
+        (3, TypeError, "J: expected"),
+        (np.zeros((2, 3, 3), int), TypeError, "float32 or float64"),
+    ):
+        with pytest.raises(error, match=message):
+            fb.MatrixChain(bad)
+    chain = fb.MatrixChain(np.zeros((5, 3, 3)))
+    for call, error, message in (
+        (lambda: fb.log_norm(trace), TypeError, "use trace.chain"),
+        (lambda: fb.log_norm(chain, 6), ValueError, "0 <= s <= t <= 5"),
+        (lambda: fb.log_norm(chain, 2, 3), ValueError, "t = 2, s = 3"),
+        (lambda: fb.log_norm(chain, method="svd"), ValueError, "method"),
+        (lambda: fb.log_norm(chain, delta=0), ValueError, "delta"),
+        (lambda: fb.log_norm(chain, tol=-1), ValueError, "tol"),
+        (lambda: chain.matvec(2, 0, np.zeros(4)), ValueError, "v: expected shape"),
+        (lambda: chain.matvec(2, 0, np.zeros(3, np.float32)), TypeError, "v: expected float64"),
+        (lambda: fb.growth_window(chain, 6), ValueError, "lag"),
+        (lambda: fb.growth_map(chain, [9]), ValueError, "lags"),
+        (lambda: fb.growth_to(chain, cotangent=np.zeros(2)), ValueError, "cotangent"),
+        (lambda: fb.sensitivity(chain), ValueError, "derivative"),
+        (lambda: fb.lyapunov_spectrum(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_scipy_takes_the_operator():
+    import scipy.sparse.linalg as sla
+
+    rng = np.random.default_rng(14)
+    chain = fb.MatrixChain(rng.normal(size=(5, 30, 30)) / 5)
+    exact = np.linalg.svd(chain.matrix(5, 0), compute_uv=False)
+    operator = chain.operator(5, 0)
+    assert_allclose(sla.svds(operator, k=3, return_singular_vectors=False)[::-1], exact[:3])
+    assert_allclose(sla.aslinearoperator(operator).matmat(np.eye(30)), chain.matrix(5, 0))
+    rows = rng.normal(size=(4, 30, 30)) / 5
+    symmetric = fb.MatrixChain(np.concatenate([rows, rows[::-1].swapaxes(1, 2)]))
+    largest = sla.lobpcg(symmetric.operator(8, 0), rng.normal(size=(30, 3)), maxiter=200)[0]
+    assert_allclose(largest.max(), np.linalg.eigvalsh(symmetric.matrix(8, 0)).max(), rtol=1e-6)
+
+
+class _Users(fb.Chain):
+    """The documented protocol, with rectangular factors."""
+
+    dtype = np.dtype(float)
+
+    def __init__(self, J):
+        self._J = J
+
+    def __len__(self):
+        return len(self._J)
+
+    def size(self, t):
+        return self._J[t].shape[1] if t < len(self._J) else len(self._J[-1])
+
+    def push(self, s, t, rows):
+        for step in self._J[s:t]:
+            rows = rows @ step.T
+        return rows
+
+    def pull(self, t, s, rows):
+        for step in self._J[s:t][::-1]:
+            rows = rows @ step
+        return rows
+
+
+def test_a_users_own_chain_and_rectangular_matrices():
+    rng = np.random.default_rng(15)
+    sizes = [20, 31, 18, 40, 25]
+    J = [rng.normal(size=(m, n)) / 5 for n, m in itertools.pairwise(sizes)]
+    P = np.linalg.multi_dot(J[::-1])
+    exact = np.log(np.linalg.svd(P, compute_uv=False))
+    for chain in (_Users(J), fb.MatrixChain(J)):
+        assert_allclose(chain.matrix(4, 0), P, atol=1e-12)
+        for method in METHODS:
+            got = fb.log_norm(chain, method=method, delta=1e-9)
+            assert got.lower <= exact[0] + 1e-9
+            assert got.upper >= exact[0] - 1e-9
+        assert_allclose(fb.log_singular_values(chain), np.r_[exact[:18], [-np.inf] * 2], atol=1e-8)
+        assert fb.growth_from(chain).lower[-1] <= exact[0] + 1e-9
+        with pytest.raises(ValueError, match="square"):
+            fb.growth_window(chain, 2)
+    square = [J[0].T @ J[0]] * 12
+    same = [
+        fb.growth_window(chain, 4).estimate for chain in (_Users(square), fb.MatrixChain(square))
+    ]
+    assert_allclose(same[0], same[1], atol=0.02)
+
+
+@pytest.mark.parametrize("nonlinearity", ["sigmoid", "tanh", "relu"])
+def test_feed_forward_depth_100(nonlinearity):
+    rng = np.random.default_rng(16)
+    depth, n = 100, 30
+    weights = [rng.normal(size=(n, n)) * np.sqrt(2 / n) for _ in range(depth)]
+    biases = [0.1 * rng.normal(size=n) for _ in range(depth)]
+    net = fb.FeedForward(weights, biases, nonlinearity)
+    x = rng.normal(size=(4, n))
+    trace = net.trace(x)
+    h, J, slopes = x, [], []
+    for w, bias in zip(weights, biases, strict=True):
+        a = h @ w.T + bias
+        h = reference.VALUE[nonlinearity](a)
+        slopes.append(reference.SLOPE[nonlinearity](a))
+        J.append(slopes[-1][2][:, None] * w)
+    assert_allclose(trace.output, h, rtol=1e-10, atol=1e-12)
+    exact = reference.log_norm_of_product(np.array(J))
+    got = fb.log_norm(trace.chain(2), delta=1e-9)
+    assert abs(got.estimate - exact) < 2e-3
+    d_output = rng.normal(size=h.shape)
+    grads = trace.backward(d_output)
+    dh = d_output
+    for l in range(depth - 1, -1, -1):
+        da = dh * slopes[l]
+        assert_allclose(grads.weights[l], da.T @ trace.h[l], rtol=1e-8, atol=1e-12)
+        assert_allclose(grads.biases[l], da.sum(axis=0), rtol=1e-8, atol=1e-12)
+        dh = da @ weights[l]
+    assert_allclose(grads.x, dh, rtol=1e-8, atol=1e-14)
+    by_depth = fb.growth_to(trace.chain(1), cotangent=d_output[1]).estimate
+    norms = [np.linalg.norm(layer[1]) for layer in grads.layers]
+    assert_allclose(by_depth, np.log(norms[::-1]), atol=1e-8)
+    assert net(x[0]).shape == (n,)
+
+
+def test_what_is_no_feed_forward_net():
+    w = np.zeros((3, 4))
+    for given_, error, message in (
+        (([w, w],), ValueError, r"weights\[1\]: expected shape \(m, 3\)"),
+        (([],), TypeError, "weights"),
+        (([w], [np.zeros(4)]), ValueError, r"biases\[0\]"),
+        (([w], []), ValueError, "biases: expected 1"),
+        (([w], None, "selu"), ValueError, "nonlinearity"),
+    ):
+        with pytest.raises(error, match=message):
+            fb.FeedForward(*given_)
+    with pytest.raises(ValueError, match="x: expected shape"):
+        fb.FeedForward([w]).trace(np.zeros((2, 3)))
+
+
+def test_the_gradient_by_lag_is_bptts():
+    """growth_to with the user's dL/dh_T is the norm of dL/dh_s that BPTT finds."""
+    rng = np.random.default_rng(17)
+    for kind in ("RNN", "LSTM"):
+        net = getattr(fb, kind)(3, 24, dtype=np.float64, rng=0)
+        trace = net.trace(rng.normal(size=(40, 3)))
+        d_output = np.zeros_like(trace.output)
+        d_output[-1] = rng.normal(size=24)
+        per_step = trace.backward(d_output, per_step=True).per_step
+        parts = [per_step[name][0] for name in per_step]
+        cotangent = np.concatenate([d_output[-1], np.zeros(24 * (kind == "LSTM"))])
+        chain = trace.chain()
+        pulled = chain.rmatvec(40, 0, cotangent)
+        d_begin = trace.backward(d_output).state
+        whole = np.concatenate([np.ravel(part) for part in np.atleast_2d(np.squeeze(d_begin))])
+        assert_allclose(pulled, whole, atol=1e-12)
+        got = fb.growth_to(chain, cotangent=cotangent)
+        assert_allclose(got.estimate[-1], math.log(np.linalg.norm(whole)), atol=1e-10)
+        if kind == "RNN":  # an LSTM's dL/dc_t of per_step holds what came by h_t already
+            exact = np.log([np.linalg.norm(part) for part in parts[0][::-1]])
+            assert_allclose(got.estimate[:-1], exact, atol=1e-10)
+
+
+def test_sensitivity_by_finite_differences():
+    rng = np.random.default_rng(18)
+    T, N = 7, 5
+    J = rng.normal(size=(T, N, N)) / 2
+    got = fb.sensitivity(fb.MatrixChain(J), 6, 1)
+    assert got.steps.tolist() == [2, 3, 4, 5, 6]
+    step = 1e-6
+    for i, r in enumerate(got.steps):
+        gradient = np.zeros((N, N))
+        for m in range(N):
+            for n in range(N):
+                values = []
+                for sign in (1, -1):
+                    moved = J.copy()
+                    moved[r - 1, m, n] += sign * step
+                    values.append(reference.log_norm_of_product(moved[1:6]))
+                gradient[m, n] = (values[0] - values[1]) / (2 * step)
+        assert_allclose(got.by_step[i], np.linalg.norm(gradient, 2), rtol=1e-5)
+        assert_allclose(got.by_unit[i], np.linalg.norm(gradient, axis=1), rtol=1e-4, atol=1e-7)
+    assert got.weight_hh is None
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "MGU"])
+def test_sensitivity_to_the_recurrent_weights(kind):
+    """The slopes held, log sigma_1 is a function of W_hh through every J_t."""
+    rng = np.random.default_rng(19)
+    net = getattr(fb, kind)(2, 4, dtype=np.float64, rng=0)
+    trace = net.trace(rng.normal(size=(6, 2)))
+    got = fb.sensitivity(trace.chain())
+    if kind == "MGU":
+        assert got.weight_hh is None
+        return
+    # a chain with the same factors and other weights: W_hh moved behind the trace's back
+    step, gradient = 1e-6, np.zeros_like(net.weight_hh_l0)
+    for place in np.ndindex(gradient.shape):
+        values = []
+        for sign in (1, -1):
+            moved = net.weight_hh_l0.copy()
+            moved[place] += sign * step
+            other = getattr(fb, kind)(2, 4, dtype=np.float64, rng=0)
+            other.load_state_dict({**net.state_dict(), "weight_hh_l0": moved})
+            chain = trace.chain()
+            chain._chain = chain._chain._replace(
+                cell=other.weights.stacked_cell, adjoint=other.weights.stacked_adjoint_cell
+            )
+            values.append(fb.log_norm(chain, method="explicit").estimate)
+        gradient[place] = (values[0] - values[1]) / (2 * step)
+    assert_allclose(got.weight_hh, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_textbook_bounds_are_bounds_and_loose():
+    rng = np.random.default_rng(20)
+    N, T = 24, 256
+    net = fb.RNN(3, N, dtype=np.float64, rng=0)
+    net.weight_hh_l0 = rng.normal(size=(N, N)) / np.sqrt(N)
+    chain = net.trace(rng.normal(size=(T, 3))).chain()
+    exact = fb.log_norm(chain, method="explicit").estimate
+    bounds = fb.textbook_bounds(chain)
+    each = sum(math.log(np.linalg.norm(chain.matrix(t + 1, t), 2)) for t in range(T))
+    assert abs(bounds.steps - each) < 0.02 * T
+    assert exact < bounds.windows < bounds.steps < bounds.classical
+    assert_allclose(bounds.classical, T * math.log(np.linalg.norm(net.weight_hh_l0, 2)))
+    longer = fb.textbook_bounds(chain, lag=128)
+    assert exact < longer.windows < bounds.windows
+
+
+def test_the_mean_field_exponent():
+    rng = np.random.default_rng(21)
+    N, g = 400, 3.0
+    net = fb.RNN(1, N, bias=False, rng=0)
+    net.load_state_dict(
+        {
+            "weight_ih_l0": np.zeros((N, 1), np.float32),
+            "weight_hh_l0": (g * rng.normal(size=(N, N)) / np.sqrt(N)).astype(np.float32),
+        }
+    )
+    trace = net.trace(np.zeros((1500, 1), np.float32), rng.normal(size=(1, N)).astype(np.float32))
+    exact, _ = reference.mean_field_exponent(g)
+    assert abs(exact - 0.3102) < 1e-3
+    assert abs(fb.lyapunov_spectrum(trace.chain(), 2).exponents[0] - exact) < 0.05
+
+
+def test_a_million_steps():
+    net = fb.RNN(1, 8, dtype=np.float32, rng=0)
+    x = np.sin(np.arange(1_000_000, dtype=np.float32))[:, None]
+    chain = net.trace(x).chain()
+    got = fb.log_norm(chain)
+    back = fb.log_norm(chain, method="block", probes=2, max_sweeps=3)
+    assert got.converged
+    assert abs(got.estimate - back.estimate) < 1e-3 * abs(got.estimate)
+    curve = fb.growth_from(chain)
+    assert_allclose(curve.estimate[-1], got.estimate, rtol=1e-4)
+
+
+def test_plots():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    chain = fb.MatrixChain(np.random.default_rng(22).normal(size=(40, 4, 4)))
+    for one in (
+        fb.growth_from(chain), fb.growth_to(chain), fb.growth_window(chain, 3),
+        fb.growth_map(chain), fb.lyapunov_spectrum(chain),
+    ):  # fmt: skip
+        assert one.plot().get_xlabel()
