@@ -169,6 +169,40 @@ def starts(infos: dict[str, Info]) -> str:
     return table(["what", "measured", "bar", ""], rows)
 
 
+def norms(infos: dict[str, Info]) -> str:
+    rows = []
+    if "windows" in infos:
+        info = infos["windows"]
+        spread = ratios(info, "numpy")
+        ours, theirs = (micro(info["seconds"][name]) for name in ("fastbptt", "numpy"))
+        rows.append(
+            [
+                f"`growth_window(lag=100)`, T = {info['T']:,}, H = {info['size']}",
+                f"{ours} µs/step; explicit products in NumPy {theirs}",
+                f"{statistics.median(spread):.2f} ({min(spread):.2f}–{max(spread):.2f}) x faster",
+                "8",
+                verdict(statistics.median(spread) >= 8),
+            ]
+        )
+    if "log_norm" in infos:
+        info = infos["log_norm"]
+        spread = [1 / value for value in ratios(info, "passes")]
+        ours, theirs = (micro(info["seconds"][name]) for name in ("fastbptt", "passes"))
+        rows.append(
+            [
+                f"`log_norm`, T = {info['T']:,}, H = {info['size']}, "
+                f"{info['half_sweeps']} half-sweeps",
+                f"{ours} µs/step; a forward pass and one vector back {theirs}",
+                f"{statistics.median(spread):.2f} ({min(spread):.2f}–{max(spread):.2f}) x the time",
+                "5",
+                verdict(statistics.median(spread) <= 5),
+            ]
+        )
+    note = f" Windows: {infos['windows']['note']}." if "windows" in infos else ""
+    head = ["what", "measured", "ratio (min–max)", "bar", ""]
+    return f"Norms, one thread:\n\n{table(head, rows)}\n\n{note.strip()}"
+
+
 def text(report: dict[str, Any]) -> str:
     """All tables of a report of pytest-benchmark, with the machine they were measured on."""
     machine = report["machine_info"]
@@ -195,6 +229,7 @@ def text(report: dict[str, Any]) -> str:
     bridged = [info for info in infos if info["task"] == "bridge"]
     parts += [bridges(bridged)] if bridged else []
     parts += [streams(streamed)] if streamed else []
+    parts += [norms(others)] if {"windows", "log_norm"} & set(others) else []
     parts += [starts(others)] if others else []
     return "\n\n".join(parts)
 

@@ -113,6 +113,11 @@ class Chain(abc.ABC):
             [self.pull(int(t), int(t) - count, own) for t, own in zip(firsts, rows, strict=True)]
         )
 
+    def history_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        """(count,G,k,N): `push_groups` after each step."""
+        groups = zip(firsts.tolist(), rows, strict=True)
+        return np.stack([self.history(s, s + count, own) for s, own in groups], axis=1)
+
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
         """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""
         kept, way = [], 1 if stop > start else -1
@@ -223,6 +228,11 @@ class _Compiled(Chain):
 
     def pull_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
         return self._run(firsts, count, rows, forward=False, record=False)
+
+    def history_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
+        """(count,G,k,N): `push_groups` after each step."""
+        kept = self._run(firsts, count, rows, forward=True, record=True)
+        return kept.reshape(count, *rows.shape)
 
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
         """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""

@@ -29,14 +29,14 @@ def _parser() -> argparse.ArgumentParser:
     norms.add_argument(
         "--jacobians", metavar="FILE.npy", help="(T, N, N), the first to be applied first; no net"
     )
-    for command, steps in ((diagnose, "100000, or all of --input"), (norms, "2000, or all of --input")):
-        _net_options(command.add_argument, steps)
+    _net_options(diagnose.add_argument, 100_000)
+    _net_options(norms.add_argument, 2000)
     commands.add_parser("info", help="versions, processor, lanes, threads, cache folder")
     commands.add_parser("warmup", help="compile every kernel now")
     return parser
 
 
-def _net_options(add: Callable[..., Any], steps: str) -> None:
+def _net_options(add: Callable[..., Any], steps: int) -> None:
     """What says which net reads what, and how the result is printed."""
     add(
         "--input",
@@ -53,7 +53,7 @@ def _net_options(add: Callable[..., Any], steps: str) -> None:
         metavar="FILE",
         help=".npz or .safetensors: a state_dict under PyTorch's names, or from net.save",
     )
-    add("--steps", type=int, help=f"steps to read ({steps})")
+    add("--steps", type=int, help=f"steps to read ({steps}, or all of --input)")
     add("--probes", type=int, default=8, help="random vectors that ride along (%(default)s)")
     add("--delta", type=float, default=0.05, help="risk of the upper bound (%(default)s)")
     add("--seed", type=int, default=0, help="of weights, probes and readout (%(default)s)")
@@ -266,8 +266,7 @@ def _norms(args: argparse.Namespace) -> None:
         chain, name = net.trace(y).chain(), str(net)
     delta = checks.probability(args.delta, "--delta")
     probes = checks.size(args.probes, "--probes")
-    seed = checks.size(args.seed, "--seed", least=0)
-    _print(norms_report(chain, name, probes, delta, seed), args)
+    _print(norms_report(chain, name, probes, delta, args.seed), args)
 
 
 def _processor() -> str:

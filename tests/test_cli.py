@@ -106,6 +106,52 @@ def test_weights_of_a_trained_net(capsys, folder):
     assert "float32" in single["net"]
 
 
+def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
+    J = np.random.default_rng(0).normal(size=(40, 5, 5))
+    np.save("J.npy", J)
+    code, out, _ = run(capsys, "norms", "--jacobians", "J.npy", "--plot", "J.png")
+    assert code == 0
+    assert (folder / "J.png").read_bytes().startswith(b"\x89PNG")
+    exact = np.log(np.linalg.norm(np.linalg.multi_dot(J[::-1]), 2))
+    assert f"log ||P|| = {exact:.6g} nats" in out
+    assert "Lyapunov exponents" in out
+    code, out, _ = run(capsys, "norms", "--jacobians", "J.npy", "--json")
+    found = json.loads(out)
+    assert abs(found["norm"]["estimate"] - exact) < 1e-9
+    assert [row["lag"] for row in found["windows"]] == [1, 2, 4, 8, 16, 32]
+    code, out, _ = run(
+        capsys, "norms", "--cell", "lstm", "--hidden", "6", "--steps", "200", "--json"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert (found["steps"], found["size"]) == (200, 12)
+    assert found["norm"]["lower"] <= found["norm"]["upper"] < 0
+    assert found["bounds"]["steps"] > found["norm"]["upper"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--jacobians missing.npy", "--jacobians missing.npy: No such file"),
+        ("--jacobians flat.npy", "expected shape (T, N, N)"),
+        ("--jacobians words.npy", "real numbers"),
+        ("--jacobians flat.npy --plot a.word", "--plot a.word"),
+        ("--steps 0", "--steps: expected at least 2"),
+        ("--probes 0 --steps 9", "--probes"),
+        ("--delta 2 --steps 9", "--delta"),
+        ("--seed -1 --steps 9", "expected an int of at least 0"),
+    ],
+)
+def test_a_mistake_with_norms_is_one_line(capsys, folder, argv, message):
+    np.save("flat.npy", np.zeros((3, 4)))
+    np.save("words.npy", np.array(["a"]))
+    code, out, err = run(capsys, "norms", *argv.split())
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if not line.startswith("reading")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
 def test_a_picture_is_written_whole(capsys, folder):
     code, _, err = run(capsys, "diagnose", "--steps", "500", "--hidden", "8", "--plot", "a.png")
     assert code == 0

@@ -105,7 +105,7 @@ class Sizes(NamedTuple):
     """What the loops would else divide shapes for at every step."""
 
     B: int
-    count: int  # 1 + k rows of a sequence
+    each: int  # 1 + k rows of a sequence
     stride: int  # L·parts·Hp, of a row of the panel
     wide: int  # slots·Hp, of a row of pre-activations
     Hp: int
@@ -136,14 +136,14 @@ def _layer(cell, l, p, start, n, b0, b1, now):
     Hp, H, wide, stride = n.Hp, n.H, n.wide, n.stride
     K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
     column = l * n.parts * Hp  # of this layer's state
-    M, block = (b1 - b0) * n.count, BLOCK * n.width
+    M, block = (b1 - b0) * n.each, BLOCK * n.width
     last = (Hp - 1) // block
-    origin, top = b0 * n.count, (l * n.B + b0) * n.count
-    source = rows(p.now, (now * n.B * n.count + origin) * stride + column, stride)
+    origin, top = b0 * n.each, (l * n.B + b0) * n.each
+    source = rows(p.now, (now * n.B * n.each + origin) * stride + column, stride)
     s, c = rows(start, top * wide, wide), rows(p.a, top * wide, wide)
     alone = s
     if l > 0:
-        side = (1 - now) * n.B * n.count + origin
+        side = (1 - now) * n.B * n.each + origin
         below = rows(p.after, side * stride + column - n.parts * Hp, stride)
         w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
         slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, s, c)
@@ -178,10 +178,10 @@ def _layer(cell, l, p, start, n, b0, b1, now):
 @kernel
 def _at(n, l, b, now, column, row):
     """The rows of sequence b from `row` on in layer l, whose states begin at `column`."""
-    here = ((now * n.B + b) * n.count + row) * n.stride + column
-    there = (((1 - now) * n.B + b) * n.count + row) * n.stride + column
-    a = ((l * n.B + b) * n.count + row) * n.wide
-    return TangentAt(here, there, a, 0, n.stride, n.wide, n.count - row)
+    here = ((now * n.B + b) * n.each + row) * n.stride + column
+    there = (((1 - now) * n.B + b) * n.each + row) * n.stride + column
+    a = ((l * n.B + b) * n.each + row) * n.wide
+    return TangentAt(here, there, a, 0, n.stride, n.wide, n.each - row)
 
 
 @kernel

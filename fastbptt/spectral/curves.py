@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.windows import history_norms
+from ..kernels.windows import history_norms, products
 from .factors import expected_shortfall, upper_margin
 from .norm import checked
 from .products import Stretch, carry, orthonormal
@@ -72,8 +72,9 @@ def grams(history: Any) -> np.ndarray:
     """V V' of each frame (k,N) in float64, (n,k,k)."""
     if isinstance(history, list):  # frames of different sizes
         return np.array([y @ y.T for y in (frame.astype(np.float64) for frame in history)])
-    y = history.astype(np.float64)
-    return y @ y.swapaxes(1, 2)
+    out = np.empty((len(history), history.shape[1], history.shape[1]))
+    products(history, history, out)
+    return out
 
 
 def _from_block(

@@ -95,7 +95,7 @@ def carry(
             return Carried(np.full_like(after, np.nan), np.full((k, k), np.nan), e)
         frame, at, left = after, to, left - n
         growth = growth[np.isfinite(growth)]
-        most = min(2 * n, _LONGEST)
+        most: float = min(2 * n, _LONGEST)
         if history:
             most = min(most, max(1, _MOST_NUMBERS // frame.size))
         if growth.size:

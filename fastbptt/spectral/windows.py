@@ -8,7 +8,7 @@ import numpy as np
 from .. import checks
 from ..chains import Chain
 from ..kernels.lanczos import bounds
-from ..kernels.windows import Windows, ends_of_windows, window_norms
+from ..kernels.windows import Windows, ends_of_windows, products, window_norms
 from ..threads import share
 from .curves import Curve, axes, grams
 from .norm import checked, room_of
@@ -19,6 +19,7 @@ _SWEEPS = 24  # half-sweeps of a window, at most
 _MOST_SWEEPS = 64  # where an upper bound of few windows is wanted
 _SAMPLE = 16  # windows checked one by one
 _WINDOW_COST = 1e5  # of a window of two passes, in multiply-adds of the products
+_TOGETHER = 16  # stretches whose frames are pushed side by side
 _NUMBERS = 1 << 22  # of the vectors of windows that are solved side by side
 
 
@@ -73,13 +74,16 @@ class _Frames:
         self._R_v, self._ends = np.zeros((T + 1, k, k)), np.zeros((T + 1, k, k))
         self._R_s = np.zeros((T + 1, k, k))
         rows = start()
-        for i in range(len(stretches) - 1, -1, -1):
-            one = stretches[i]
-            self._stretch[one.start + 1 : one.stop + 1, 0] = i
-            self._stretch[one.start : one.stop, 1] = i
-            rows = self._meet(chain, one, rows)
-            self._R_s[one.start : one.stop] = self._R_v[one.start : one.stop]
-            self._R_s[one.start] = np.eye(k)
+        for last in range(len(stretches), 0, -_TOGETHER):
+            some = stretches[max(0, last - _TOGETHER) : last]
+            for i, one, pushed in zip(
+                range(last - 1, -1, -1), some[::-1], self._push(chain, some)[::-1], strict=False
+            ):
+                self._stretch[one.start + 1 : one.stop + 1, 0] = i
+                self._stretch[one.start : one.stop, 1] = i
+                rows = self._meet(chain, one, pushed, rows)
+                self._R_s[one.start : one.stop] = self._R_v[one.start : one.stop]
+                self._R_s[one.start] = np.eye(k)
         with np.errstate(divide="ignore"):
             growth = np.log(np.abs(np.array([np.diagonal(one.R) for one in stretches])))
         self._rates = growth.sum(axis=0) / T
@@ -87,13 +91,34 @@ class _Frames:
         self._shifts = np.frexp(np.abs(self._D).max(axis=(1, 2)))[1].astype(np.int64)
         self._D = np.ldexp(self._D, -self._shifts[:, None, None].astype(np.int32))
 
-    def _meet(self, chain: Chain, one: Stretch, rows: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _push(chain: Chain, stretches: list[Stretch]) -> list[np.ndarray]:
+        """The frames (n,k,N) at the states that each stretch begins windows at, pushed anew."""
+        lengths = np.array([one.stop - one.start for one in stretches])
+        firsts = np.array([one.start for one in stretches])
+        rows = np.stack([one.before for one in stretches])
+        count = int(min(lengths.max(), len(chain) - firsts.max())) - 1
+        later = np.empty((count, *rows.shape), chain.dtype)
+
+        def some(first: int, last: int) -> None:
+            if count:
+                own = chain.history_groups(firsts[first:last], count, rows[first:last])
+                later[:, first:last] = own
+
+        share(some, np.ones(len(stretches)), float(rows.size) * rows.shape[2] * max(count, 0))
+        pushed = []
+        for i, one in enumerate(stretches):
+            n = min(lengths[i] - 1, count)
+            parts = [rows[i][None], later[:n, i]]
+            if n < lengths[i] - 1:  # the chain ends before the longest stretch would
+                more = chain.history(one.start + n, one.stop - 1, parts[-1][-1] if n else rows[i])
+                parts.append(more)
+            pushed.append(np.concatenate(parts))
+        return pushed
+
+    def _meet(self, chain: Chain, one: Stretch, pushed: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Pull the reverse frame over a stretch, and note C^-1 R_u' of each state it passes."""
         n = one.stop - one.start
-        pushed = np.empty((n, *one.before.shape), chain.dtype)  # at one.start .. one.stop - 1
-        pushed[0] = one.before
-        if n > 1:
-            pushed[1:] = chain.history(one.start, one.stop - 1, one.before)
         pulled: list[Any] = []
         rows = carry(
             chain,
@@ -104,9 +129,10 @@ class _Frames:
             history=True,
             steps=n,
         ).frame
-        U = np.concatenate(pulled)[::-1].astype(np.float64)
-        V = pushed.astype(np.float64)
-        C, G_u = U @ V.swapaxes(1, 2), U @ U.swapaxes(1, 2)
+        U = np.ascontiguousarray(np.concatenate(pulled)[::-1])
+        C = np.empty((n, len(rows), len(rows)))
+        products(U, pushed, C)
+        G_u = grams(U)
         begins, ends = slice(one.start, one.stop), slice(one.start + 1, one.stop + 1)
         ends_of_windows(self._G[ends], C, G_u, self._R_v[ends], self._ends[begins])
         return rows
@@ -152,7 +178,8 @@ class _Sweeps:
         G, most = len(firsts), self._most
         omega = self._rng.standard_normal((G, N))
         length = np.linalg.norm(omega, axis=1)
-        right, left = [omega / length[:, None]], []
+        left: list[np.ndarray] = []
+        right = [omega / length[:, None]]
         alpha, beta = np.zeros((G, most)), np.zeros((G, most))
         result, open_ = np.zeros((G, 2)), np.arange(G)
         base = np.zeros(G)

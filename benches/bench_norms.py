@@ -1,0 +1,135 @@
+"""Norms of windows and of whole products against what NumPy needs for them, one thread each."""
+
+import time
+
+import numpy as np
+import pytest
+from timing import pinned
+
+import fastbptt as fb
+
+LAG, TOL = 100, 1e-2  # steps; nats, to which both solve every window
+
+
+def chain_of(T, H):
+    """The chain of a plain net of gain 1.2, its W_hh and its slopes (T,H)."""
+    rng = np.random.default_rng(0)
+    net = fb.RNN(16, H, rng=0)
+    net.weight_hh_l0 = (1.2 * rng.normal(size=(H, H)) / np.sqrt(H)).astype(np.float32)
+    x = 0.5 * rng.standard_normal((T, 16), np.float32)
+    trace = net.trace(x)
+    return net, x, trace.chain(), (1 - trace.output) * (1 + trace.output)
+
+
+def explicit_windows(w, slopes, lag):
+    """log ||P(t,t-lag)|| of all windows by a queue of two stacks of explicit products.
+
+    The norm of F B by power iteration on the two factors, from the last window's vector, until the
+    estimate moves by less than TOL.
+    """
+    T, H = slopes.shape
+    back, front = [], np.eye(H, dtype=w.dtype)
+    v, norms, begun = np.ones(H, w.dtype), [], 0
+    for t in range(T):
+        front = (slopes[t][:, None] * w) @ front
+        if t + 1 - begun > lag:
+            if not back:
+                product = np.eye(H, dtype=w.dtype)
+                for r in range(t, begun - 1, -1):
+                    product = product @ (slopes[r][:, None] * w)
+                    back.append(product)
+                front = np.eye(H, dtype=w.dtype)
+            back.pop()
+            begun += 1
+        if t + 1 - begun == lag:
+            last = back[-1] if back else np.eye(H, dtype=w.dtype)
+            estimate = -np.inf
+            while True:
+                u = front @ (last @ v)
+                v = last.T @ (front.T @ u)
+                before, estimate = estimate, np.log(np.linalg.norm(v)) / 2
+                v /= np.linalg.norm(v)
+                if abs(estimate - before) < TOL:
+                    break
+            norms.append(estimate)
+    return np.array(norms)
+
+
+def seconds_of(call):
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def in_turn(rounds, ours, theirs):
+    """Seconds of each, by turns, after a call of each that does not count; the last results."""
+    ours(), theirs()
+    times = {"fastbptt": [], "numpy": []}
+    for _ in range(rounds):
+        for name, call in (("fastbptt", ours), ("numpy", theirs)):
+            seconds, result = seconds_of(call)
+            times[name].append(seconds)
+            if name == "fastbptt":
+                own = result
+            else:
+                other = result
+    return times, own, other
+
+
+def test_windows(benchmark, rounds, request):
+    quick = request.config.getoption("--quick")
+    T, H, some = (2_000, 32, 500) if quick else (100_000, 128, 2_000)
+    with pinned(1):
+        net, _, chain, slopes = chain_of(T, H)
+        w = net.weight_hh_l0
+        times, curve, exact = in_turn(
+            rounds,
+            lambda: fb.growth_window(chain, LAG),
+            lambda: explicit_windows(w, slopes[:some], LAG),
+        )
+        benchmark.pedantic(lambda: fb.growth_window(chain, LAG), rounds=1)
+    # power iteration stops early where the two largest values are close, and so lies below
+    error = np.abs(curve.estimate[: len(exact)] - exact)
+    assert np.median(error) < 3 * TOL
+    seconds = {"fastbptt": [s / T for s in times["fastbptt"]]}
+    seconds["numpy"] = [s / some for s in times["numpy"]]
+    benchmark.extra_info.update(task="windows", T=T, size=H, seconds=seconds, note=curve.note)
+
+
+def test_log_norm(benchmark, rounds, request):
+    quick = request.config.getoption("--quick")
+    T, H = (2_000, 32) if quick else (100_000, 256)
+    with pinned(1):
+        net, x, chain, _ = chain_of(T, H)
+        u = np.ones((1, H), np.float32)
+
+        def passes():
+            """One forward pass, and one vector pulled back, 16 steps at a time: it stays finite."""
+            net(x)
+            for t in range(T, 0, -16):
+                chain.pull(t, max(0, t - 16), u)
+
+        times, norm, _ = in_turn(rounds, lambda: fb.log_norm(chain), passes)
+        benchmark.pedantic(lambda: fb.log_norm(chain), rounds=1)
+    assert norm.converged
+    seconds = {"fastbptt": [s / T for s in times["fastbptt"]]}
+    seconds["passes"] = [s / T for s in times["numpy"]]
+    benchmark.extra_info.update(
+        task="log_norm",
+        T=T,
+        size=H,
+        seconds=seconds,
+        half_sweeps=norm.half_sweeps,
+        width=norm.upper - norm.lower,
+    )
+
+
+@pytest.mark.parametrize("method", ["explicit", "lanczos"])
+def test_methods_agree(method):
+    """The figures above mean nothing if the two passes were wrong."""
+    _, _, chain, _ = chain_of(400, 24)
+    curve = fb.growth_window(chain, 50, method="frames")
+    exact = [
+        fb.log_norm(chain, t, t - 50, method=method, tol=1e-6).estimate for t in (50, 200, 400)
+    ]
+    assert np.abs(curve.estimate[[0, 150, 350]] - exact).max() < 0.05
