@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
-from .chains import TraceChain
 from .kernels.panels import padded
 from .layers import LayerGradients, LayerPass
 from .sequences import Sequences
+from .trace_chain import TraceChain
 from .weights import PARAMETERS, Weights
 
 

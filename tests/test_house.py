@@ -19,6 +19,7 @@ FLOORS = [
     ["checks", "files", "sequences", "threads", "weights"],
     ["layers"],
     ["chains"],
+    ["trace_chain"],
     ["feedforward", "trace"],
     ["network"],
     ["networks"],

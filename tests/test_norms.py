@@ -122,6 +122,40 @@ def test_a_nan_stays_one():
         assert math.isnan(got.lower)
         assert math.isnan(got.upper)
         assert not got.converged
+    chain = fb.MatrixChain(J)
+    for curve in (fb.growth_from(chain), fb.growth_to(chain, cotangent=np.ones(20))):
+        assert len(curve.t) == len(curve.lower) == len(curve.upper) == 6
+    assert np.isnan(fb.growth_from(chain).estimate).tolist() == [False] * 4 + [True] * 2
+    assert np.isnan(fb.growth_to(chain).estimate).tolist() == [False] * 2 + [True] * 4
+    for method in ("auto", "frames", "sweeps"):
+        found = fb.growth_window(chain, 2, method=method).estimate
+        assert np.isnan(found).tolist() == [False, False, True, True]
+    assert np.isnan(fb.lyapunov_spectrum(chain).exponents).all()
+    assert np.isnan(fb.log_singular_values(chain)).all()
+
+
+def test_a_product_that_loses_its_rank():
+    J, nats = rank_one(200, 6, np.random.default_rng(23))
+    chain = fb.MatrixChain(J)
+    assert_allclose(fb.log_singular_values(chain)[0], nats, rtol=1e-9)
+    assert (fb.log_singular_values(chain)[1:] == -np.inf).all()
+    spectrum = fb.lyapunov_spectrum(chain)
+    assert (spectrum.exponents[1:] == -np.inf).all()
+    assert abs(spectrum.exponents[0] - nats / 200) < 0.2
+    exact = [reference.log_norm_of_product(J[s : s + 3]) for s in range(198)]
+    for method in ("auto", "frames", "sweeps"):
+        assert_allclose(fb.growth_window(chain, 3, method=method).estimate, exact, atol=1e-3)
+    J[50] = 0
+    assert (fb.growth_from(chain).estimate[51:] == -np.inf).all()
+    for method in ("auto", "frames", "sweeps"):
+        found = fb.growth_window(chain, 3, method=method).estimate
+        assert (found[48:51] == -np.inf).all()
+        assert_allclose(np.delete(found, [48, 49, 50]), np.delete(exact, [48, 49, 50]), atol=1e-3)
+
+
+def test_entries_at_the_end_of_the_range_end():
+    got = fb.log_norm(fb.MatrixChain(np.full((2, 20, 20), 3e307)), method="lanczos")
+    assert math.isnan(got.upper) or got.upper >= got.lower
 
 
 def cases_of_coverage():

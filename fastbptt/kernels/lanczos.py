@@ -56,7 +56,7 @@ def bounds(alpha, beta, halves, room, out):
                 low = middle
         out[g, 0] = high
         low, step = high, 1e-15
-        while _component(a, b, halves, high)[0] < room:
+        while high < math.inf and _component(a, b, halves, high)[0] < room:
             low = high
             high *= 1 + step
             step *= 4

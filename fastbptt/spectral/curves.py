@@ -63,9 +63,10 @@ class _History:
         history_norms(G, stretch.U, stretch.e, self._R0, out)
         self._parts.append(out)
 
-    def norms(self) -> np.ndarray:
-        """(states,3): log ||P V||, log ||P Omega||, s2/s1."""
-        return np.concatenate(self._parts)
+    def norms(self, states: int) -> np.ndarray:
+        """(states,3): log ||P V||, log ||P Omega||, s2/s1; NaN from the chain's first on."""
+        known = np.concatenate(self._parts)
+        return np.concatenate([known, np.full((states - len(known), 3), np.nan)])
 
 
 def grams(history: Any) -> np.ndarray:
@@ -89,8 +90,8 @@ def _from_block(
         rows, R0 = np.eye(N, dtype=chain.dtype), np.eye(N)
     watcher = _History(R0)
     carry(chain, start, stop, rows, watcher, history=True)
-    first = np.array([[0.0, math.nan, 1.0]])  # P(s,s), the identity
-    norms = np.concatenate([first, watcher.norms()])
+    first = np.array([[0.0, 0.0, 1.0]])  # P(s,s), the identity
+    norms = np.concatenate([first, watcher.norms(abs(stop - start))])
     lower, gaussian, ratio = norms.T
     if k == N:
         return lower, lower, lower, "exact: as many probes as the state has numbers"
@@ -204,5 +205,5 @@ def growth_to(
         return Curve(ends, states, curve, curve, curve, 0.0, note)
     watcher = _History(np.eye(1))
     carry(chain, t, 0, (u / length)[None].astype(chain.dtype), watcher, history=True)
-    curve = np.concatenate([[0.0], watcher.norms()[:, 0]]) + math.log(length)
+    curve = np.concatenate([[0.0], watcher.norms(t)[:, 0]]) + math.log(length)
     return Curve(ends, states, curve, curve, curve, 0.0, note)

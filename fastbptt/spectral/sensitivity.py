@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checks
-from ..chains import Chain, TraceChain
+from ..chains import Chain
+from ..trace_chain import TraceChain
 from .norm import checked, log_norm
 from .products import Stretch, carry
 from .windows import window_sweeps

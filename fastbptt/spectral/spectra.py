@@ -135,12 +135,15 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
     carry(chain, 0, T, rows, note)
     steps, total = np.array(ends), np.cumsum(growth, axis=0)
     first = int(np.searchsorted(steps, T * _BURN_IN)) if len(steps) > 8 else 0
-    exponents = (total[-1] - total[first]) / (T - steps[first])
+    lost = total[-1] == -math.inf  # a product of that rank has become zero
+    with np.errstate(invalid="ignore"):
+        exponents = np.where(lost, -math.inf, (total[-1] - total[first]) / (T - steps[first]))
     error = np.full(k, np.nan)
     marks = np.unique(np.searchsorted(steps, np.linspace(steps[first], T, _BLOCKS + 1)))
     if len(marks) > 8:
-        rates = np.diff(total[marks], axis=0) / np.diff(steps[marks])[:, None]
-        error = rates.std(axis=0, ddof=1) / math.sqrt(len(rates))
+        with np.errstate(invalid="ignore"):
+            rates = np.diff(total[marks], axis=0) / np.diff(steps[marks])[:, None]
+            error = rates.std(axis=0, ddof=1) / math.sqrt(len(rates))
     shown = np.unique(np.linspace(1, len(steps) - 1, _HISTORY).astype(int))
     return LyapunovSpectrum(
         exponents,

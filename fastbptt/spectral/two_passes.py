@@ -6,19 +6,30 @@ from typing import Any
 import numpy as np
 
 from ..chains import Chain
+from ..kernels.frames import EMPTY
 from ..kernels.windows import Windows, ends_of_windows, products, window_norms
 from ..threads import share
 from .curves import grams
-from .products import Stretch, carry, orthonormal
+from .products import Carried, Stretch, carry, orthonormal
 
 _WINDOW_COST = 1e5  # of a window, in multiply-adds of the products
 _TOGETHER = 16  # stretches whose frames are pushed side by side
 
 
+def _whole(carried: Carried) -> bool:
+    return bool(np.isfinite(carried.frame).all() and (carried.e > EMPTY).all())
+
+
 class TwoPasses:
     """Forward and reverse frames of a whole chain, as the k x k matrices that windows need.
 
-    Memory: 3 k² float64 a step, and the frames themselves at the ends of stretches.
+    Memory: 4 k² float64 a step, 2 kB at k = 8, and the frames at the ends of stretches.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether both passes came through with all their vectors.  A frame that has met a NaN, or a
+        product of lower rank than its own, says nothing of windows that begin later.
     """
 
     def __init__(self, chain: Chain, k: int, rng: np.random.Generator) -> None:
@@ -34,7 +45,9 @@ class TwoPasses:
         def start() -> np.ndarray:
             return orthonormal(rng.standard_normal((N, k)), chain.dtype)[0]
 
-        carry(chain, 0, T, start(), note, history=True)
+        self.whole = _whole(carry(chain, 0, T, start(), note, history=True))
+        if not self.whole:
+            return
         self._D = np.array([np.eye(k), *(one.R for one in stretches[:-1])])
         self._stretch = np.zeros((T + 1, 2), np.int64)  # as an end, and as a beginning
         self._R_v, self._ends = np.zeros((T + 1, k, k)), np.zeros((T + 1, k, k))
@@ -48,6 +61,8 @@ class TwoPasses:
                 self._stretch[one.start + 1 : one.stop + 1, 0] = i
                 self._stretch[one.start : one.stop, 1] = i
                 rows = self._meet(chain, one, pushed, rows)
+                if not self.whole:
+                    return
                 self._R_s[one.start : one.stop] = self._R_v[one.start : one.stop]
                 self._R_s[one.start] = np.eye(k)
         with np.errstate(divide="ignore"):
@@ -86,7 +101,7 @@ class TwoPasses:
         """Pull the reverse frame over a stretch, and note C^-1 R_u' of each state it passes."""
         n = one.stop - one.start
         pulled: list[Any] = []
-        rows = carry(
+        carried = carry(
             chain,
             one.stop,
             one.start,
@@ -94,14 +109,17 @@ class TwoPasses:
             lambda part: pulled.append(part.history),
             history=True,
             steps=n,
-        ).frame
+        )
+        if not _whole(carried):
+            self.whole = False
+            return carried.frame
         U = np.ascontiguousarray(np.concatenate(pulled)[::-1])
         C = np.empty((n, len(rows), len(rows)))
         products(U, pushed, C)
         G_u = grams(U)
         begins, ends = slice(one.start, one.stop), slice(one.start + 1, one.stop + 1)
         ends_of_windows(self._G[ends], C, G_u, self._R_v[ends], self._ends[begins])
-        return rows
+        return carried.frame
 
     def norms(self, lag: int) -> np.ndarray:
         """(T+1-lag,2): log norms of the windows on the forward frame, and of all of P."""

@@ -165,7 +165,8 @@ def growth_window(
         R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
         exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
         own, side by side.  "auto": frames from the lag on where the rates of the frame promise
-        0.01 nats, else sweeps.
+        0.01 nats, else sweeps.  Whatever is asked for, a chain with NaN or whose product loses so
+        much rank that a frame cannot follow is solved by sweeps.
     probes : int
         k, of frames.
     delta : float
@@ -252,7 +253,7 @@ def growth_map(
 
 def _square(chain: Any) -> Chain:
     chain = checked(chain)
-    sizes = {chain.size(t) for t in range(len(chain) + 1)} if len(chain) < 1000 else set()
+    sizes = {chain.size(t) for t in range(len(chain) + 1)}
     if len(chain) == 0:
         raise ValueError("chain: expected at least one step, got none")
     if len(sizes) > 1:
@@ -274,11 +275,11 @@ def _windows(
     frames = None
     if method == "frames" or (method == "auto" and max(lags) > 1):
         frames = TwoPasses(chain, k, rng)
+        frames = frames if frames.whole else None
     curves = []
     for lag in lags:
         firsts = np.arange(T + 1 - lag)
-        long = frames is not None and lag >= frames.gap_steps(_TOL)
-        if frames is not None and (method == "frames" or long):
+        if frames is not None and (method == "frames" or lag >= frames.gap_steps(_TOL)):
             lower, estimate = frames.norms(lag).T
             chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
             exact = _Sweeps(chain, lag, 1e-4, 1e-6, rng).norms(chosen)[:, 0]

@@ -1,0 +1,113 @@
+"""The chain of Jacobians of one sequence of a trace: its weights, and the factors of every step."""
+
+import math
+
+import numpy as np
+
+from . import checks
+from .chains import CompiledChain
+from .kernels import chain as kernels
+from .kernels.activations import MAX_SLOPE, TAGS
+from .kernels.memory import aligned
+from .kernels.panels import padded
+from .kernels.simd import lanes
+from .layers import LayerPass
+from .weights import Weights
+
+_ROWS = 512  # steps linearised at once: their pre-activations stay in L2
+
+
+class TraceChain(CompiledChain):
+    """dh_t/dh_{t-1} of one sequence of a trace; made by `Trace.chain`.
+
+    The state is that of all layers, in the order h of layer 0, of an LSTM its c, h of layer 1, and
+    so on.  What it keeps is the slopes: 1 number a unit and step for the plain net, 5 for GRU and
+    MGU, 6 for LSTM.  They are computed from the pre-activations, so that in the tails of a
+    nonlinearity they keep their relative accuracy.
+    """
+
+    def __init__(self, weights: Weights, passes: list[LayerPass], b: int) -> None:
+        layers, design, dtype = weights.layers, weights.design, weights.dtype
+        H, L, parts = weights.hidden_size, len(layers), 1 + design.has_c
+        Hp, wide = padded(H, dtype), design.slots.width * padded(H, dtype)
+        self.dtype, self._wide, self._N = dtype, wide, L * parts * H
+        sequences = passes[0].sequences
+        T = self._steps = int(sequences.lengths[sequences.piece(b)])
+        states = sequences.starts[: T + 1] + sequences.piece(b)  # rows of h and c
+        factors = aligned((T * L, design.slots.factors * Hp), dtype)
+        after, a = aligned((1, parts * Hp), dtype), aligned((min(T, _ROWS), wide), dtype)
+        for l, (layer, one) in enumerate(zip(layers, passes, strict=True)):
+            for t0 in range(0, T, _ROWS):
+                at = states[t0 : min(t0 + _ROWS, T)]
+                state = np.concatenate([y[at] for y in one.kept_states()], axis=1)
+                # step t has the row of state t + 1, less the N of state 0
+                x = one.x[states[t0 + 1 : t0 + 1 + len(at)] - sequences.N]
+                kernels.linearise_layer(
+                    layer.cell,
+                    checks.read_only(x),
+                    state,
+                    after,
+                    a[: len(at)],
+                    factors,
+                    (t0 * L + l, L),
+                    lanes(dtype),
+                )
+        self._chain = kernels.Linearised(
+            weights.stacked_cell,
+            weights.stacked_adjoint_cell,
+            factors,
+            np.zeros(max(wide, Hp), dtype),
+            H,
+            layers[0].input_size,
+            Hp,
+            padded(layers[0].input_size, dtype),
+            parts,
+            L,
+            lanes(dtype),
+        )
+        self._blocks, self._H, self._Hp, self._layer = L * parts, H, Hp, layers[0]
+        slots = design.slots
+        # whether W_hh is multiplied by h alone, in one layer
+        self.one_product = L == 1 and slots.gate == slots.first
+
+    @property
+    def classical_rate(self) -> float:
+        """log(max|f'| ||W_hh||) of a plain net of one layer, nats a step; NaN of others."""
+        act = getattr(self._chain.cell, "act", None)
+        if act is None or self._blocks > 1:
+            return math.nan
+        name = next(name for name, tag in TAGS.items() if type(tag) is type(act))
+        norm = float(np.linalg.norm(self._layer.w_hh.astype(np.float64), 2))
+        return math.log(MAX_SLOPE[name] * norm) if norm > 0 else -math.inf
+
+    def weight_gradient(
+        self, steps: np.ndarray, cotangents: np.ndarray, tangents: np.ndarray, weight: np.ndarray
+    ) -> np.ndarray:
+        """sum_r weight_r u_r' (dJ_r/dW_hh) v_{r-1}, (G·H,H), the slopes held; if `one_product`.
+
+        steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).
+        """
+        now = self._rows(cotangents.astype(self.dtype))
+        a = aligned((len(now), self._wide), self.dtype)
+        block = kernels.Block(now, aligned(now.shape, self.dtype), a, 1)
+        kernels.pull(self._chain, steps, 1, block, aligned((0, *now.shape), self.dtype))
+        h_dot = tangents[:, : self._H] * weight[:, None]
+        slots, order = self._layer.design.slots, self._layer.design
+        by_gate = {
+            letter: a[:, (slots.first + i) * self._Hp :][:, : self._H].T.astype(float) @ h_dot
+            for i, letter in enumerate(order.h_gates)
+        }
+        return np.concatenate([by_gate[letter] for letter in order.gates])
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        wide = aligned((len(rows), self._blocks * self._Hp), self.dtype)
+        apart = wide.reshape(len(rows), self._blocks, self._Hp)
+        apart[:, :, : self._H] = rows.reshape(len(rows), self._blocks, self._H)
+        apart[:, :, self._H :] = 0
+        return wide
+
+    def _plain(self, rows: np.ndarray) -> np.ndarray:
+        if self._Hp == self._H:
+            return rows
+        apart = rows.reshape(*rows.shape[:-1], self._blocks, self._Hp)[..., : self._H]
+        return apart.reshape(*rows.shape[:-1], self._N)
