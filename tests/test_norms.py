@@ -744,3 +744,28 @@ def test_plots():
         fb.growth_map(chain), fb.lyapunov_spectrum(chain),
     ):  # fmt: skip
         assert one.plot().get_xlabel()
+
+
+def test_a_gru_at_rest():
+    """Zero state and zero weights into the gates: J = I/2 + W_hn/4."""
+    rng = np.random.default_rng(24)
+    H = 6
+    w_hn = rng.normal(size=(H, H))
+    for reset_after in (True, False):
+        net = fb.GRU(2, H, bias=False, dtype=np.float64, rng=0, reset_after=reset_after)
+        net.weight_hh_l0 = np.concatenate([np.zeros((2 * H, H)), w_hn])
+        chain = net.trace(np.zeros((3, 2))).chain()
+        J = np.eye(H) / 2 + w_hn / 4
+        assert_allclose(chain.matrix(3, 0), J @ J @ J, atol=1e-14)
+        exact = math.log(np.linalg.norm(J @ J @ J, 2))
+        assert_allclose(fb.log_norm(chain).estimate, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("L", [1, 3])
+def test_deep_linear_nets_at_initialisation(L):
+    """sigma_1² = (L+1)^(L+1) / L^L sigma_w^(2L) in the wide limit (Pennington et al. 2017)."""
+    rng = np.random.default_rng(25)
+    N, scale = 500, 1.3
+    J = scale * rng.normal(size=(L, N, N)) / np.sqrt(N)
+    limit = 0.5 * ((L + 1) * math.log(L + 1) - L * math.log(L)) + L * math.log(scale)
+    assert abs(fb.log_norm(fb.MatrixChain(J)).estimate - limit) < 0.05
