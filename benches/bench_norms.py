@@ -1,9 +1,10 @@
-"""Norms of windows and of whole products against what NumPy needs for them, one thread each."""
+"""Norms of windows and of whole products against what NumPy needs for them."""
 
 import time
 
 import numpy as np
 import pytest
+from cases import THREADS
 from timing import pinned
 
 import fastbptt as fb
@@ -76,10 +77,11 @@ def in_turn(rounds, ours, theirs):
     return times, own, other
 
 
-def test_windows(benchmark, rounds, request):
+@pytest.mark.parametrize("threads", THREADS)
+def test_windows(threads, benchmark, rounds, request):
     quick = request.config.getoption("--quick")
     T, H, some = (2_000, 32, 500) if quick else (100_000, 128, 2_000)
-    with pinned(1):
+    with pinned(threads):
         net, _, chain, slopes = chain_of(T, H)
         w = net.weight_hh_l0
         times, curve, exact = in_turn(
@@ -93,7 +95,9 @@ def test_windows(benchmark, rounds, request):
     assert np.median(error) < 3 * TOL
     seconds = {"fastbptt": [s / T for s in times["fastbptt"]]}
     seconds["numpy"] = [s / some for s in times["numpy"]]
-    benchmark.extra_info.update(task="windows", T=T, size=H, seconds=seconds, note=curve.note)
+    benchmark.extra_info.update(
+        task=f"windows {threads}", T=T, size=H, seconds=seconds, note=curve.note
+    )
 
 
 def test_log_norm(benchmark, rounds, request):

@@ -171,13 +171,14 @@ def starts(infos: dict[str, Info]) -> str:
 
 def norms(infos: dict[str, Info]) -> str:
     rows = []
-    if "windows" in infos:
-        info = infos["windows"]
+    windows = {task.split()[1]: infos[task] for task in sorted(infos) if task.startswith("windows")}
+    for threads, info in windows.items():
         spread = ratios(info, "numpy")
         ours, theirs = (micro(info["seconds"][name]) for name in ("fastbptt", "numpy"))
         rows.append(
             [
-                f"`growth_window(lag=100)`, T = {info['T']:,}, H = {info['size']}",
+                f"`growth_window(lag=100)`, T = {info['T']:,}, H = {info['size']}, "
+                f"threads: {threads}",
                 f"{ours} µs/step; explicit products in NumPy {theirs}",
                 f"{statistics.median(spread):.2f} ({min(spread):.2f}–{max(spread):.2f}) x faster",
                 "8",
@@ -190,7 +191,7 @@ def norms(infos: dict[str, Info]) -> str:
         ours, theirs = (micro(info["seconds"][name]) for name in ("fastbptt", "passes"))
         rows.append(
             [
-                f"`log_norm`, T = {info['T']:,}, H = {info['size']}, "
+                f"`log_norm`, T = {info['T']:,}, H = {info['size']}, one thread, "
                 f"{info['half_sweeps']} half-sweeps",
                 f"{ours} µs/step; a forward pass and one vector back {theirs}",
                 f"{statistics.median(spread):.2f} ({min(spread):.2f}–{max(spread):.2f}) x the time",
@@ -198,9 +199,9 @@ def norms(infos: dict[str, Info]) -> str:
                 verdict(statistics.median(spread) <= 5),
             ]
         )
-    note = f" Windows: {infos['windows']['note']}." if "windows" in infos else ""
+    notes = {f"Windows: {info['note']}." for info in windows.values()}
     head = ["what", "measured", "ratio (min–max)", "bar", ""]
-    return f"Norms, one thread:\n\n{table(head, rows)}\n\n{note.strip()}"
+    return "\n\n".join(["Norms:", table(head, rows), *notes])
 
 
 def text(report: dict[str, Any]) -> str:
@@ -229,7 +230,9 @@ def text(report: dict[str, Any]) -> str:
     bridged = [info for info in infos if info["task"] == "bridge"]
     parts += [bridges(bridged)] if bridged else []
     parts += [streams(streamed)] if streamed else []
-    parts += [norms(others)] if {"windows", "log_norm"} & set(others) else []
+    parts += (
+        [norms(others)] if any(task.startswith(("windows", "log_norm")) for task in others) else []
+    )
     parts += [starts(others)] if others else []
     return "\n\n".join(parts)
 

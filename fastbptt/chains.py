@@ -46,7 +46,7 @@ class Chain(abc.ABC):
 
     For a chain of your own write the four abstract methods; every function of `fastbptt` that takes
     a chain takes it then.  `push` and `pull` need not scale: they are asked to go no farther than
-    their results stay in range, which is found out by trying.
+    their results stay in range, which is found out by trying.  Two threads may call them at once.
 
     Attributes
     ----------
@@ -105,10 +105,12 @@ class Chain(abc.ABC):
             [self.pull(int(t), int(t) - count, own) for t, own in zip(firsts, rows, strict=True)]
         )
 
-    def history_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
-        """(count,G,k,N): `push_groups` after each step."""
-        groups = zip(firsts.tolist(), rows, strict=True)
-        return np.stack([self.history(s, s + count, own) for s, own in groups], axis=1)
+    def history_groups(
+        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool
+    ) -> np.ndarray:
+        """(count,G,k,N): `push_groups`, or `pull_groups`, after each step."""
+        groups, way = zip(firsts.tolist(), rows, strict=True), count if forward else -count
+        return np.stack([self.history(s, s + way, own) for s, own in groups], axis=1)
 
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
         """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""
@@ -226,9 +228,11 @@ class CompiledChain(Chain):
         """As `Chain.pull_groups`, in one call."""
         return self._run(firsts, count, rows, forward=False, record=False)
 
-    def history_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
-        """(count,G,k,N): `push_groups` after each step."""
-        kept = self._run(firsts, count, rows, forward=True, record=True)
+    def history_groups(
+        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool
+    ) -> np.ndarray:
+        """As `Chain.history_groups`, in one call."""
+        kept = self._run(firsts, count, rows, forward, record=True)
         return kept.reshape(count, *rows.shape)
 
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:

@@ -135,6 +135,15 @@ def together(work: Callable[[bool], None], count: int) -> None:
     _together([functools.partial(work, leads) for leads in [True] + [False] * (count - 1)])
 
 
+def both(one: Callable[[], None], other: Callable[[], None], cost: float) -> None:
+    """Call one() and other(), side by side if `cost` multiply-adds are worth it."""
+    if available(cost) > 1:
+        _together([one, other])
+    else:
+        one()
+        other()
+
+
 def _together(works: list[Callable[[], None]]) -> None:
     """Call the first here and each other in a thread of its own."""
     pool = _executor(len(works) - 1)

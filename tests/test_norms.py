@@ -13,6 +13,7 @@ from strategies import KINDS, dtypes
 from tolerances import tolerance
 
 import fastbptt as fb
+from fastbptt.spectral.norm import room_of
 
 METHODS = ("auto", "block", "lanczos", "explicit")
 DTYPES = (np.float32, np.float64)
@@ -769,3 +770,38 @@ def test_deep_linear_nets_at_initialisation(L):
     J = scale * rng.normal(size=(L, N, N)) / np.sqrt(N)
     limit = 0.5 * ((L + 1) * math.log(L + 1) - L * math.log(L)) + L * math.log(scale)
     assert abs(fb.log_norm(fb.MatrixChain(J)).estimate - limit) < 0.05
+
+
+@pytest.mark.parametrize("delta", [1e-6, 0.05])
+def test_the_chance_of_a_start_without_the_first_vector(delta):
+    """epsilon is such that a standard normal lies within epsilon·length with probability delta."""
+    within = math.erf(7.0 * math.exp(-room_of(delta, 7.0)) / math.sqrt(2))
+    assert 0.999 * delta < within <= delta
+
+
+def test_windows_on_a_frame_of_the_whole_space():
+    """Then what P does to the frame is what it does: `lower` is the norm, in every stretch."""
+    rng = np.random.default_rng(26)
+    J = 0.9 * (np.eye(4) + 0.2 * rng.normal(size=(120, 4, 4)))  # all rates near one another
+    curve = fb.growth_window(fb.MatrixChain(J), 30, method="frames", probes=4)
+    assert curve.note.startswith("two passes")
+    exact = np.array([reference.log_norm_of_product(J[s : s + 30]) for s in range(91)])
+    assert_allclose(curve.lower, exact, atol=0.03)
+    assert (curve.lower <= exact + 1e-9).all()
+
+
+@pytest.mark.parametrize("nats", [30, -30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sudden_change_of_rate(nats, dtype):
+    """Stretches have become long when a few steps leave the range of float32, or of float64."""
+    rng = np.random.default_rng(27)
+    turn = orthogonal(5, rng)
+    rates = np.repeat([0, nats, 0], [600, 40, 100])
+    chain = fb.MatrixChain((np.exp(rates)[:, None, None] * turn).astype(dtype))
+    assert_allclose(fb.log_norm(chain).estimate, 40 * nats, atol=0.01)
+    curve = fb.growth_from(chain)
+    assert_allclose(curve.lower[-41:], 40 * nats, atol=0.01)
+    windows = fb.growth_window(chain, 60)
+    assert_allclose(
+        windows.estimate.max() if nats > 0 else windows.estimate.min(), 40 * nats, atol=0.02
+    )

@@ -179,6 +179,13 @@ def _pull_linearised(chain, steps, block):
 
 
 @kernel
+def _keep(now, kept):
+    for r in range(now.shape[0]):  # in registers, which an assignment of arrays is not
+        for j in range(now.shape[1]):
+            kept[r, j] = now[r, j]
+
+
+@kernel
 def push(chain, firsts, count, block, record):
     """block.now <- its rows `count` steps on; record (count,groups·k,.) gets each or is empty."""
     steps = np.empty(firsts.size, np.int64)
@@ -189,7 +196,7 @@ def push(chain, firsts, count, block, record):
         push_step(chain, steps, Block(now, after, block.a, block.k))
         now, after = after, now
         if record.shape[0] > 0:
-            record[i] = now
+            _keep(now, record[i])
     if count % 2 == 1:
         block.now[:] = now
 
@@ -203,7 +210,7 @@ def pull(chain, firsts, count, block, record):
             steps[g] = firsts[g] - 1 - i
         pull_step(chain, steps, block)
         if record.shape[0] > 0:
-            record[i] = block.now
+            _keep(block.now, record[i])
 
 
 @kernel

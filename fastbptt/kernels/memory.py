@@ -60,7 +60,9 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         small = np.empty(size + _LINE // dtype.itemsize, dtype)
         offset = -small.__array_interface__["data"][0] % _LINE // dtype.itemsize
         return small[offset : offset + size].reshape(shape)
-    raw = _reused(-(-size * dtype.itemsize // 4096) * 4096 + _LINE)
+    wanted = size * dtype.itemsize
+    grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
+    raw = _reused(-(-wanted // grain) * grain + _LINE)
     start = raw.__array_interface__["data"][0]
     interface = {
         "shape": tuple(map(int, shape)),

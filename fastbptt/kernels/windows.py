@@ -1,6 +1,7 @@
 """Norms of small factors: of every state along a block, of every window between two passes.
 
-All matrices are k x k, float64 (spectral.md sections 1 and 3).
+All matrices are k x k, float64, their rows padded with zeros to `columns(k)` (spectral.md sections
+1 and 3).
 """
 
 import math
@@ -10,6 +11,17 @@ import numpy as np
 
 from .frames import EMPTY
 from .jit import kernel
+from .panels import padded, panel_matmul
+from .simd import VECTORS, lanes, rows
+
+_AT_ONCE = 4  # dot products of one row: they share its loads
+_LANES = lanes(np.float64)
+_PANEL = VECTORS * _LANES
+
+
+def columns(k: int) -> int:
+    """k rounded up, so that a row fills registers and groups of dot products."""
+    return padded(-(-k // _AT_ONCE) * _AT_ONCE, np.float64)
 
 
 @kernel
@@ -77,61 +89,62 @@ def largest_two(A):
 
 
 @kernel
-def _multiply(A, B, C):
-    """C = A B and the exponent by which C was scaled down."""
-    k = A.shape[0]
+def _times(A, B, zeros, C):
+    """C = A B; zeros (columns,)."""
+    k, wide = A.shape
+    if wide <= _PANEL:  # then B as it lies is one packed panel
+        c = rows(C, 0, wide)
+        panel_matmul(rows(A, 0, wide), k, rows(B, 0, 0), k, _LANES, wide, rows(zeros, 0, 0), c)
+        return
     for i in range(k):
-        for j in range(k):
+        for j in range(wide):
             C[i, j] = 0
         for m in range(k):
             one = A[i, m]
-            for j in range(k):  # along rows: this loop is one register wide
+            for j in range(wide):
                 C[i, j] += one * B[m, j]
-    largest = 0.0
+
+
+@kernel
+def _multiply(A, B, zeros, C):
+    """C = A B and the exponent by which C was scaled down."""
+    _times(A, B, zeros, C)
+    k, wide = C.shape
+    total = 0.0  # a sum and no maximum: that would not vectorise
     for i in range(k):
-        for j in range(k):
-            largest = max(largest, abs(C[i, j]))
-    exponent = math.frexp(largest)[1] if largest > 0 else 0
+        for j in range(wide):
+            total += abs(C[i, j])
+    exponent = math.frexp(total)[1] if total > 0 else 0
     scale = math.ldexp(1.0, -exponent)
     for i in range(k):
-        for j in range(k):
+        for j in range(wide):
             C[i, j] *= scale
     return exponent
 
 
 @kernel
-def _norm(A, G, work, squarings):
-    """||A|| of A (k,k) or a little less, by the power method; G and work are scratch.
+def _norm(A, zeros, scratch, squarings):
+    """||A|| of A (k,columns) or a little less, by the power method; scratch (2,k,columns).
 
-    With 6 squarings it is (A'A)^64 that is applied, and no more than 2e-3 is missing; with 3, 2e-2.
-    For one value it takes half the time of `largest_two`.
+    With 6 squarings it is (AA')^64 that is applied, and no more than 2e-3 is missing; with 3, 2e-2.
     """
-    k = A.shape[0]
+    k, wide = A.shape
+    G, other = scratch[0], scratch[1]
     for i in range(k):
         for j in range(k):
-            G[i, j] = 0
-    for m in range(k):
-        for i in range(k):
-            one = A[m, i]
-            for j in range(k):
-                G[i, j] += one * A[m, j]
+            other[i, j] = A[j, i]
+    _times(A, other, zeros, G)
+    trace = 0.0
+    for i in range(k):
+        trace += G[i, i]
+    if trace == 0:
+        return 0.0
+    for i in range(k):
+        for j in range(wide):
+            G[i, j] /= trace  # then the largest value of G^64 is 1/k^64 at least: it stays in range
     for _ in range(squarings):
-        trace = 0.0
-        for i in range(k):
-            trace += G[i, i]
-        if trace == 0:
-            return 0.0
-        scale = 1 / trace
-        for i in range(k):
-            for j in range(k):
-                work[i, j] = G[i, j] * scale
-        for i in range(k):
-            for j in range(k):
-                G[i, j] = 0
-            for m in range(k):
-                one = work[i, m]
-                for j in range(k):
-                    G[i, j] += one * work[m, j]
+        _times(G, G, zeros, other)
+        G, other = other, G
     best = 0
     for i in range(k):
         if G[i, i] > G[best, best]:
@@ -139,40 +152,60 @@ def _norm(A, G, work, squarings):
     square, energy = 0.0, 0.0
     for j in range(k):
         square += G[best, j] * G[best, j]
+        other[0, j] = 0
     for i in range(k):
-        total = 0.0
+        one = G[best, i]
         for j in range(k):
-            total += A[i, j] * G[best, j]
-        energy += total * total
+            other[0, j] += one * A[i, j]
+    for j in range(k):
+        energy += other[0, j] * other[0, j]
     return math.sqrt(energy / square)
 
 
 @kernel
-def products(A, B, C):
-    """C[t] = A[t] B[t]' in float64, A and B (n,k,N)."""
-    n, k, N = A.shape
-    wide = np.empty((2, k, N))
-    for t in range(n):
-        for i in range(k):
+def _widen(A, wide):
+    """wide (columns,N) <- A (k,N) in float64."""
+    k, N = A.shape
+    for i in range(k):
+        for m in range(N):
+            wide[i, m] = A[i, m]
+
+
+@kernel
+def _dots(a, b, symmetric, C):
+    """C (k,columns) = a b' of a and b (columns,N); of a symmetric one what `triangle` reads."""
+    k, N = C.shape[0], a.shape[1]
+    for i in range(k):
+        first = i // _AT_ONCE * _AT_ONCE if symmetric else 0
+        for j in range(first, k, _AT_ONCE):
+            c0, c1, c2, c3 = 0.0, 0.0, 0.0, 0.0
             for m in range(N):
-                wide[0, i, m] = A[t, i, m]
-                wide[1, i, m] = B[t, i, m]
-        for i in range(k):
-            for j in range(k):
-                total = 0.0
-                for m in range(N):
-                    total += wide[0, i, m] * wide[1, j, m]
-                C[t, i, j] = total
+                one = a[i, m]
+                c0 += one * b[j, m]
+                c1 += one * b[j + 1, m]
+                c2 += one * b[j + 2, m]
+                c3 += one * b[j + 3, m]
+            C[i, j], C[i, j + 1], C[i, j + 2], C[i, j + 3] = c0, c1, c2, c3
+
+
+@kernel
+def gram(A, G):
+    """G[t] (k,columns) = A[t] A[t]' in float64, its upper half, of A (n,k,N)."""
+    wide = np.zeros((G.shape[2], A.shape[2]))
+    for t in range(A.shape[0]):
+        _widen(A[t], wide)
+        _dots(wide, wide, True, G[t])
 
 
 @kernel
 def history_norms(G, U, e, R0, out):
     """out (T,3) <- log ||R_t F||, log ||R_t F R0|| and s2/s1, F = diag(2^e) U, R_t'R_t = G_t.
 
-    G (T,k,k); e as `multiply_factor` leaves it.
+    G (T,k,columns); e as `multiply_factor` leaves it.
     """
-    T, k = G.shape[0], G.shape[1]
-    F, FR0, R, A = np.empty((k, k)), np.empty((k, k)), np.empty((k, k)), np.empty((k, k))
+    T, k, wide = G.shape
+    F, FR0 = np.zeros((k, wide)), np.zeros((k, wide))
+    R, A, zeros = np.zeros((k, wide)), np.zeros((k, wide)), np.zeros(wide)
     top = EMPTY
     for i in range(k):
         top = max(top, e[i])
@@ -180,67 +213,111 @@ def history_norms(G, U, e, R0, out):
         scale = math.ldexp(1.0, max(e[i] - top, -4000)) if top > EMPTY else 0.0
         for j in range(k):
             F[i, j] = U[i, j] * scale if scale > 0 else 0.0
-    shift = _multiply(F, R0, FR0)
+    A[:, :k] = R0
+    shift = _multiply(F, A, zeros, FR0)
     nats = math.log(2.0) * (top if top > EMPTY else 0)
     for t in range(T):
         triangle(G[t], R)
-        up = _multiply(R, F, A)
+        up = _multiply(R, F, zeros, A)
         first, second = largest_two(A)
         out[t, 0] = math.log(first) + nats + up * math.log(2.0) if first != 0 else -math.inf
         out[t, 2] = second / first if first > 0 else 1.0
-        up = _multiply(R, FR0, A) + shift
+        up = _multiply(R, FR0, zeros, A) + shift
         first, _ = largest_two(A)
         out[t, 1] = math.log(first) + nats + up * math.log(2.0) if first != 0 else -math.inf
 
 
 @kernel
 def solve(A, B):
-    """B <- A^-1 B, A and B (k,k), by elimination with row pivots; A is spent.  Inf if singular."""
-    k = A.shape[0]
+    """B <- A^-1 B, A and B (k,columns), by elimination with row pivots; A is spent.
+
+    Inf if A is singular.  Whole rows, zeros too: short loops of many lengths would be slower.
+    """
+    k, wide = A.shape
     for i in range(k):
         best = i
         for m in range(i + 1, k):
             if abs(A[m, i]) > abs(A[best, i]):
                 best = m
-        for j in range(k):
+        for j in range(wide):
             A[i, j], A[best, j] = A[best, j], A[i, j]
             B[i, j], B[best, j] = B[best, j], B[i, j]
         inverse = 1 / A[i, i]
         for m in range(i + 1, k):
             factor = A[m, i] * inverse
-            for j in range(i, k):
+            for j in range(wide):
                 A[m, j] -= factor * A[i, j]
-            for j in range(k):
                 B[m, j] -= factor * B[i, j]
     for i in range(k - 1, -1, -1):
-        for j in range(k):
-            total = B[i, j]
-            for m in range(i + 1, k):
-                total -= A[i, m] * B[m, j]
-            B[i, j] = total / A[i, i]
+        inverse = 1 / A[i, i]
+        for j in range(wide):
+            B[i, j] *= inverse
+        for m in range(i):
+            factor = A[m, i]
+            for j in range(wide):
+                B[m, j] -= factor * B[i, j]
 
 
 @kernel
-def ends_of_windows(G_v, C, G_u, R_v, ends):
-    """R_v with R_v'R_v = G_v; ends <- C^-1 R_u', R_u'R_u = G_u (spectral.md 3); all (n,k,k)."""
-    n, k = G_v.shape[0], G_v.shape[1]
-    R = np.empty((k, k))
-    for t in range(n):
-        triangle(G_v[t], R_v[t])
-        triangle(G_u[t], R)
+def inverse(R, out):
+    """out = R^-1 of R (k,.) upper triangular; a column that R has lost becomes zero."""
+    k = R.shape[0]
+    for j in range(k):
         for i in range(k):
+            out[i, j] = 0
+        if R[j, j] != 0:
+            out[j, j] = 1 / R[j, j]
+            for i in range(j - 1, -1, -1):
+                total = 0.0
+                for m in range(i + 1, j + 1):
+                    total += R[i, m] * out[m, j]
+                out[i, j] = -total * out[i, i]
+
+
+@kernel
+def meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends):
+    """What two frames leave at n states where windows begin, s the first (spectral.md 3).
+
+    first (k,N): the forward frame, orthonormal, `begin` states before s; later (.,.,k,N), group g:
+    at the states after it; pulled (.,.,k,N), group h: the reverse frame, at s + i in place at - i.
+    R_v_inverse[i] <- R^-1 at s + i; ends[i] <- (U V')^-1 R_u'; R_v[i] <- R at s + i + 1.
+    """
+    n, k, wide = ends.shape
+    N = first.shape[1]
+    forward, reverse = np.zeros((wide, N)), np.zeros((wide, N))
+    G, R, C = np.zeros((k, wide)), np.zeros((k, wide)), np.zeros((k, wide))
+    for i in range(-1, n):
+        if begin + i >= 0:
+            _widen(later[begin + i, g], forward)
+            _dots(forward, forward, True, G)
+            triangle(G, R)
+        else:
+            _widen(first, forward)
             for j in range(k):
-                ends[t, i, j] = R[j, i]
-        solve(C[t], ends[t])
+                R[j, j] = 1
+        if i >= 0:
+            for j in range(k):
+                for m in range(k):
+                    R_v[i, j, m] = R[j, m]
+        if i + 1 < n:
+            inverse(R, R_v_inverse[i + 1])
+            _widen(pulled[at - i - 1, h], reverse)
+            _dots(reverse, forward, False, C)
+            _dots(reverse, reverse, True, G)
+            triangle(G, R)
+            for j in range(k):
+                for m in range(k):
+                    ends[i + 1, j, m] = R[m, j]
+            solve(C, ends[i + 1])
 
 
 class Windows(NamedTuple):
-    """What the frames of two passes leave for the norms of windows, k x k each."""
+    """What the frames of two passes leave for the norms of windows, k x columns each."""
 
-    R_v: np.ndarray  # (T+1,k,k): R of the frame pushed to t, in the stretch that t ends or is in
-    R_s: np.ndarray  # (T+1,k,k): the same in the stretch that t begins or is in
-    ends: np.ndarray  # (T+1,k,k): (L_s' Q_s)^-1 R_u'
-    D: np.ndarray  # (G,k,k), times 2^shifts: D[i] takes the frame of stretch i - 1 to that of i
+    R_v: np.ndarray  # (T+1,.): R of the frame pushed to t, in the stretch that t ends or is in
+    R_v_inverse: np.ndarray  # (T+1,.): of R in the stretch that t begins or is in
+    ends: np.ndarray  # (T+1,.): (L_s' Q_s)^-1 R_u'
+    D: np.ndarray  # (G,.), times 2^shifts: D[i] takes the frame of stretch i - 1 to that of i
     shifts: np.ndarray  # (G,)
     stretch: np.ndarray  # (T+1,2): that of t as the end of a window and as the beginning of one
 
@@ -251,22 +328,23 @@ def window_norms(w, lag, s0, out):
 
     The product of the D between is kept as a queue of two stacks (Tangwongsan, Hirzel, Schneider).
     """
-    k = w.R_v.shape[1]
+    k, wide = w.R_v.shape[1:]
     count = w.D.shape[0]
-    back, exponents = np.empty((count + 1, k, k)), np.zeros(count + 1, np.int64)
-    front, middle, A = np.eye(k), np.empty((k, k)), np.empty((k, k))
-    G, work = np.empty((k, k)), np.empty((k, k))
-    joint, between, moved = np.empty((k, k)), 0, True
-    front_exponent = 0
-    bound = head = tail = w.stretch[
-        s0, 1
-    ]  # `back` holds products for beginnings head .. bound; w.D[tail] next
-    back[head] = np.eye(k)
+    back, exponents = np.zeros((count + 1, k, wide)), np.zeros(count + 1, np.int64)
+    identity, zeros = np.zeros((k, wide)), np.zeros(wide)
+    for i in range(k):
+        identity[i, i] = 1
+    front, middle, A = identity.copy(), np.zeros((k, wide)), np.zeros((k, wide))
+    scratch, joint = np.zeros((2, k, wide)), np.zeros((k, wide))
+    between, moved, front_exponent = 0, True, 0
+    # `back` holds products for beginnings head .. bound; w.D[tail] is next
+    bound = head = tail = w.stretch[s0, 1]
+    back[head] = identity
     for i in range(out.shape[0]):
         s = s0 + i
         t = s + lag
         while tail < w.stretch[t, 0]:  # D[tail + 1] from the left
-            front_exponent += _multiply(w.D[tail + 1], front, A) + w.shifts[tail + 1]
+            front_exponent += _multiply(w.D[tail + 1], front, zeros, A) + w.shifts[tail + 1]
             front[:] = A
             tail += 1
             moved = True
@@ -274,27 +352,22 @@ def window_norms(w, lag, s0, out):
             head += 1
             moved = True
             if head > bound:  # the old stack is used up: make one of all that is left
-                back[tail] = np.eye(k)
+                back[tail] = identity
                 exponents[tail] = 0
                 for m in range(tail - 1, head - 1, -1):
-                    up = _multiply(back[m + 1], w.D[m + 1], back[m])
+                    up = _multiply(back[m + 1], w.D[m + 1], zeros, back[m])
                     exponents[m] = exponents[m + 1] + up + w.shifts[m + 1]
                 bound = tail
-                front[:] = np.eye(k)
+                front[:] = identity
                 front_exponent = 0
         if moved:
-            between = _multiply(front, back[head], joint) + exponents[head] + front_exponent
+            up = _multiply(front, back[head], zeros, joint)
+            between = up + exponents[head] + front_exponent
             moved = False
-        nats = between + _multiply(w.R_v[t], joint, middle)
-        up = _multiply(middle, w.ends[s], A)
-        first = _norm(A, G, work, 6)
+        nats = between + _multiply(w.R_v[t], joint, zeros, middle)
+        up = _multiply(middle, w.ends[s], zeros, A)
+        first = _norm(A, zeros, scratch, 6)
         out[i, 1] = (nats + up) * math.log(2.0) + math.log(first) if first != 0 else -math.inf
-        # on the frame alone: middle R_s^-1, by columns from the left
-        for r in range(k):
-            for j in range(k):
-                total = middle[r, j]
-                for m in range(j):
-                    total -= A[r, m] * w.R_s[s, m, j]
-                A[r, j] = total / w.R_s[s, j, j] if w.R_s[s, j, j] != 0 else 0.0
-        first = _norm(A, G, work, 3)  # any vector gives a lower bound
+        _times(middle, w.R_v_inverse[s], zeros, A)
+        first = _norm(A, zeros, scratch, 3)  # any vector gives a lower bound
         out[i, 0] = nats * math.log(2.0) + math.log(first) if first != 0 else -math.inf

@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.windows import history_norms, products
+from ..kernels.windows import columns, gram, history_norms
 from .factors import expected_shortfall, upper_margin
 from .norm import checked
 from .products import Stretch, carry, orthonormal
@@ -70,12 +70,12 @@ class _History:
 
 
 def grams(history: Any) -> np.ndarray:
-    """V V' of each frame (k,N) in float64, (n,k,k)."""
-    if isinstance(history, list):  # frames of different sizes
-        return np.array([y @ y.T for y in (frame.astype(np.float64) for frame in history)])
-    out = np.empty((len(history), history.shape[1], history.shape[1]))
-    products(history, history, out)
-    return out
+    """V V' of each frame (k,N) in float64, (n,k,columns), the upper halves."""
+    if not isinstance(history, list):
+        out = np.zeros((len(history), history.shape[1], columns(history.shape[1])))
+        gram(history, out)
+        return out
+    return np.concatenate([grams(frame[None]) for frame in history])  # frames of different sizes
 
 
 def _from_block(

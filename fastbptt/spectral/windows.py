@@ -122,12 +122,14 @@ class _Sweeps:
             n = min(n, left)
             with np.errstate(over="ignore", invalid="ignore", under="ignore"):
                 after = step(at, n, y[:, None].astype(chain.dtype))[:, 0].astype(np.float64)
-            norm = np.linalg.norm(after, axis=1)
-            if n > 1 and not (np.isfinite(norm) & (norm > tiny)).all():
+            peak = np.abs(after).max(axis=1)  # squares would overflow long before
+            if n > 1 and not (np.isfinite(peak) & (peak > tiny)).all():
                 n = n // 2
                 continue
             with np.errstate(divide="ignore", invalid="ignore"):
-                nats = nats + np.log(norm)
+                after = np.where(peak[:, None] > 0, after / peak[:, None], after)
+                norm = np.linalg.norm(after, axis=1)
+                nats = nats + np.log(peak) + np.log(norm)
                 y = np.where(norm[:, None] > 0, after / norm[:, None], after)
             at, left = at + (n if forward else -n), left - n
         return y, nats
