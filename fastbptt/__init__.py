@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from .chains import Chain, MatrixChain
+from .checkpoints import CheckpointedTrace
 from .diagnosis import Diagnosis, diagnose
 from .feedforward import FeedForward
 from .kernels.memory import release as release_memory
@@ -30,6 +31,7 @@ __all__ = [
     "MGU",
     "RNN",
     "Chain",
+    "CheckpointedTrace",
     "Diagnosis",
     "FeedForward",
     "Gradients",

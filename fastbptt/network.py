@@ -3,11 +3,12 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
 from . import checks, files
+from .checkpoints import CheckpointedTrace
 from .kernels.cells import Design
 from .sequences import Sequences
 from .trace import Layout, Trace
@@ -193,7 +194,24 @@ class Network:
         trace.output.flags.writeable = True  # the trace goes, nobody else reads it
         return trace.output, trace.state
 
-    def trace(self, x: Any, state: Any = None, lengths: Any = None, reset: Any = None) -> Trace:
+    @overload
+    def trace(
+        self, x: Any, state: Any = ..., lengths: Any = ..., reset: Any = ..., checkpoint: None = ...
+    ) -> Trace: ...
+
+    @overload
+    def trace(
+        self, x: Any, state: Any = ..., lengths: Any = ..., reset: Any = ..., *, checkpoint: int
+    ) -> CheckpointedTrace: ...
+
+    def trace(
+        self,
+        x: Any,
+        state: Any = None,
+        lengths: Any = None,
+        reset: Any = None,
+        checkpoint: int | None = None,
+    ) -> Trace | CheckpointedTrace:
         """A forward pass that keeps what BPTT over it needs.
 
         Parameters
@@ -201,30 +219,49 @@ class Network:
         x, state, lengths, reset
             As of the call.  A contiguous x is kept and not copied: `backward` reads it again, so
             do not change it before.
+        checkpoint : int, optional
+            Keep the state of every so many steps alone, and run what lies between again in
+            `backward`: for sequences whose trace does not fit in memory.  About sqrt(T) keeps
+            least; some thousand steps or more cost no time beyond that of a forward pass.
 
         Returns
         -------
         Trace
-            With `output`, `state`, `backward` and `inside`.
+            With `output`, `state`, `backward`, `inside` and `chain`; with `checkpoint` a
+            `CheckpointedTrace` of `state` and `backward`.
 
         Raises
         ------
         TypeError, ValueError
-            As the call.
+            As the call; for a checkpoint of a bidirectional net.
         """
-        return self._run(x, state, lengths, reset, keep=True)
+        if checkpoint is None:
+            return self._run(x, state, lengths, reset, keep=True)
+        steps = checks.size(checkpoint, "checkpoint")
+        if self.bidirectional:
+            raise ValueError(
+                "checkpoint: expected None, as the net is bidirectional: its layers read a "
+                "sequence from both ends and so need all of the layer below"
+            )
+        x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
+        return CheckpointedTrace(self.weights, x, lengths, reset, begin, layout, steps)
 
     def _run(self, x: Any, state: Any, lengths: Any, reset: Any, keep: bool) -> Trace:
+        x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
+        T, B, _ = x.shape
+        directions = (False, True)[: 1 + self.bidirectional]
+        sequences = [Sequences(T, B, lengths, reset, reverse) for reverse in directions]
+        return Trace(self.weights, x, sequences, begin, layout, keep)
+
+    def _given(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Any, ...]:
+        """The arguments of a call, checked, time-major, and the layout they came in."""
         x, layout = self.time_major(x)
         T, B, _ = x.shape
         if lengths is not None:
             lengths = checks.lengths(lengths, T, B)
         if reset is not None:
             reset = layout.time_major(checks.mask(reset, "reset", layout.shape(T, B, 1)[:-1]))
-        directions = (False, True)[: 1 + self.bidirectional]
-        sequences = [Sequences(T, B, lengths, reset, reverse) for reverse in directions]
-        states = self.initial_state(state, B, layout)
-        return Trace(self.weights, x, sequences, states, layout, keep)
+        return x, lengths, reset, self.initial_state(state, B, layout), layout
 
     def time_major(self, x: Any) -> tuple[np.ndarray, Layout]:
         """x, checked, as a read-only view (T,B,I), and how it lay."""

@@ -21,6 +21,7 @@ FLOORS = [
     ["chains"],
     ["trace_chain"],
     ["feedforward", "trace"],
+    ["checkpoints"],
     ["network"],
     ["networks"],
     ["loading", "spectral"],

@@ -1,0 +1,128 @@
+"""BPTT that keeps one state in many, and runs each segment of time again when it goes back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .sequences import Sequences
+from .trace import Gradients, Layout, Trace
+from .weights import Weights
+
+# dL/d output of one segment, from its first step and its output
+SegmentLoss = Callable[[int, np.ndarray], Any]
+
+
+class CheckpointedTrace:
+    """A forward pass of which the state after every so many steps is kept; made by `net.trace`.
+
+    It has no `output`: with a large T that is most of what a trace holds.  `backward` gives each
+    segment's to a function of yours, and `net(x)` all of it.
+
+    Attributes
+    ----------
+    state : ndarray (L,B,H) or (L,H); an LSTM's is a tuple (h, c) of two
+        The state after the last step of each sequence.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        x: np.ndarray,
+        lengths: np.ndarray | None,
+        reset: np.ndarray | None,
+        state: tuple[np.ndarray, ...],
+        layout: Layout,
+        steps: int,
+    ) -> None:
+        """Run forward over x (T,B,I) from state (L,B,H) each, in segments of `steps`."""
+        self._weights, self._x, self._layout = weights, x, layout
+        self._lengths, self._reset = lengths, reset
+        T, B, _ = x.shape
+        self._shape = layout.state_shape(len(weights.layers), B, weights.hidden_size)
+        self._spans = [(t0, min(t0 + steps, T)) for t0 in range(0, max(T, 1), steps)]
+        self._begin = []  # the state that each segment begins with
+        for span in self._spans:
+            self._begin.append(state)
+            self.state = self._segment(span, state, keep=False).state
+            parts = self.state if weights.design.has_c else (self.state,)
+            state = tuple(np.reshape(part, state[0].shape) for part in parts)
+
+    def _segment(self, span: tuple[int, int], state: tuple[np.ndarray, ...], keep: bool) -> Trace:
+        (t0, t1), B = span, self._x.shape[1]
+        lengths, reset = self._lengths, self._reset
+        if lengths is not None:
+            lengths = np.clip(lengths - t0, 0, t1 - t0)
+        if reset is not None:
+            reset = reset[t0:t1]
+        rows = Sequences(t1 - t0, B, lengths, reset)
+        return Trace(self._weights, self._x[t0:t1], [rows], state, self._layout, keep)
+
+    def backward(
+        self,
+        d_output: np.ndarray | SegmentLoss | None = None,
+        d_state: Any = None,
+        input_gradient: bool = True,
+    ) -> Gradients:
+        """Back-propagation through time, each segment's forward pass made anew.
+
+        Parameters
+        ----------
+        d_output : ndarray of the shape of the net's output, or a function, optional
+            dL/d output; zeros if None.  A function is called as `d_output(t0, output)` for one
+            segment after the other, the last one first, with its first step and its output,
+            read-only and valid until it returns, and returns dL/d output of the segment or None.
+        d_state : as `state`, optional
+            dL/d state by other ways than `output`; zeros if None.
+        input_gradient : bool
+            Whether dL/dx is wanted; it is as large as x.
+
+        Returns
+        -------
+        Gradients
+            As `Trace.backward`'s, to rounding; the sums over segments are made in float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape.
+
+        Notes
+        -----
+        Time: a forward pass more than without checkpoints.  Memory above x and the results: one
+        state a segment, and the trace of one (Griewank 1992, Optim. Methods Softw. 1, 35-54, with
+        one level of checkpoints).
+
+        Examples
+        --------
+        >>> import numpy as np, fastbptt as fb
+        >>> net, x = fb.RNN(3, 5, rng=0), np.ones((1000, 2, 3), np.float32)
+        >>> trace = net.trace(x, checkpoint=100)
+        >>> grads = trace.backward(lambda t0, output: 2 * output)  # of the sum of squares
+        >>> grads.params["weight_hh_l0"].shape
+        (5, 5)
+        """
+        weights, layout, (T, B, I) = self._weights, self._layout, self._x.shape
+        dtype = weights.dtype
+        input_gradient = checks.flag(input_gradient, "input_gradient")
+        checks.states(d_state, "d_state", weights.design.has_c, dtype, self._shape)
+        given = None
+        if not callable(d_output) and d_output is not None:
+            shape = layout.shape(T, B, weights.hidden_size)
+            given = layout.time_major(checks.shaped(d_output, "d_output", dtype, shape))
+        dx = np.empty(layout.shape(T, B, I), dtype) if input_gradient else None
+        sums = {name: np.zeros(y.shape) for name, y in weights.arrays.items()}
+        for span, begin in zip(self._spans[::-1], self._begin[::-1], strict=True):
+            t0, t1 = span
+            trace = self._segment(span, begin, keep=True)
+            dy = layout.as_given(given[t0:t1]) if given is not None else None
+            if callable(d_output):
+                dy = d_output(t0, trace.output)
+            one = trace.backward(dy, d_state, input_gradient)
+            for name, y in one.params.items():
+                sums[name] += y
+            if dx is not None and one.x is not None:
+                layout.time_major(dx)[t0:t1] = layout.time_major(one.x)
+            d_state = one.state
+        return Gradients({name: y.astype(dtype) for name, y in sums.items()}, dx, d_state)

@@ -1,0 +1,105 @@
+"""BPTT over checkpoints: against the reference, and against the trace that keeps everything."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from strategies import dtypes, net_cases
+from test_cells import as_state, close, expected, network, parts_of, rounded
+
+import fastbptt as fb
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    case=net_cases(both_ways=False), dtype=dtypes(), steps=st.integers(1, 11), called=st.booleans()
+)
+def test_every_gradient_against_the_reference(case, dtype, steps, called):
+    case = rounded(case, dtype)
+    record, wanted = expected(case)
+    net, x, state = network(case, dtype), case.x.astype(dtype), as_state(case.state, dtype)
+    trace = net.trace(x, state, lengths=case.lengths, reset=case.reset, checkpoint=steps)
+    dy, asked = case.d_output.astype(dtype), []
+
+    def d_output(t0, output):
+        asked.append(t0)
+        close(output, record["output"][t0 : t0 + steps], dtype, case)
+        return dy[t0 : t0 + steps]
+
+    grads = trace.backward(d_output if called else dy, as_state(case.d_state, dtype))
+    if called:
+        assert asked == list(range(0, max(len(x), 1), steps))[::-1]
+    for got, one in zip(parts_of(trace.state), record["state"], strict=True):
+        close(got, one, dtype, case)
+    assert grads.params.keys() == case.params.keys()
+    for name in case.params:
+        close(grads.params[name], wanted[name], dtype, case)
+    close(grads.x, wanted["dx"], dtype, case)
+    for got, one in zip(parts_of(grads.state), wanted["dstate"], strict=True):
+        close(got, one, dtype, case)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("batch", ["first", "second", "none"])
+def test_layouts_and_what_is_left_out(kind, batch):
+    net = getattr(fb, kind)(3, 5, num_layers=2, batch_first=batch == "first", rng=0)
+    x = np.random.default_rng(0).normal(size=(20, 3) if batch == "none" else (20, 20, 3))
+    x = x.astype(np.float32)
+    whole, parts = net.trace(x), net.trace(x, checkpoint=7)
+    for one, other in zip(parts_of(whole.state), parts_of(parts.state), strict=True):
+        assert_array_equal(one, other)
+    wanted = whole.backward(np.ones_like(whole.output))
+    got = parts.backward(np.ones_like(whole.output))
+    assert got.x.shape == x.shape
+    np.testing.assert_allclose(got.x, wanted.x, rtol=1e-5, atol=1e-6)
+    for one, other in zip(parts_of(got.state), parts_of(wanted.state), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    without = parts.backward(np.ones_like(whole.output), input_gradient=False)
+    assert without.x is None
+    for name, y in got.params.items():
+        assert_array_equal(without.params[name], y)
+    nothing = parts.backward()
+    assert not any(y.any() for y in nothing.params.values())
+    assert not parts.backward(lambda t0, output: None).x.any()
+
+
+def test_a_long_sum_is_no_less_exact_than_without():
+    """Sums of many segments in float32 would lose what the sums of float64 keep."""
+    net, x = fb.RNN(1, 1, rng=0, dtype=np.float32), np.ones((200_000, 1, 1), np.float32)
+    net.weight_hh_l0 = np.zeros((1, 1), np.float32)
+    trace = net.trace(x, checkpoint=100)
+    got = trace.backward(np.full((200_000, 1, 1), 0.1, np.float32)).params["bias_ih_l0"][0]
+    a = float(net.weight_ih_l0[0, 0]) + float(net.bias_ih_l0[0]) + float(net.bias_hh_l0[0])
+    wanted = 200_000 * float(np.float32(0.1)) * (1 - np.tanh(a) ** 2)
+    assert abs(got / wanted - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"checkpoint": 0}, ValueError, "checkpoint: expected at least 1, got 0"),
+        ({"checkpoint": 1.5}, TypeError, "checkpoint: expected an int, got float"),
+        ({"checkpoint": True}, TypeError, "checkpoint: expected an int, got bool"),
+    ],
+)
+def test_bad_checkpoints(arguments, error, message):
+    with pytest.raises(error, match=message):
+        fb.RNN(2, 3).trace(np.zeros((4, 1, 2), np.float32), **arguments)
+
+
+def test_bad_gradients_and_nets():
+    x = np.zeros((10, 1, 2), np.float32)
+    with pytest.raises(ValueError, match="checkpoint: expected None, as the net is bidirectional"):
+        fb.RNN(2, 3, bidirectional=True).trace(x, checkpoint=4)
+    trace = fb.RNN(2, 3).trace(x, checkpoint=4)
+    with pytest.raises(ValueError, match=r"d_output: expected shape \(10, 1, 3\), got \(4, 1, 3\)"):
+        trace.backward(np.zeros((4, 1, 3), np.float32))
+    with pytest.raises(ValueError, match=r"d_output: expected shape \(2, 1, 3\), got \(4, 1, 3\)"):
+        trace.backward(lambda t0, output: np.zeros((4, 1, 3), np.float32))
+    with pytest.raises(TypeError, match="d_output: expected float32, got float64"):
+        trace.backward(lambda t0, output: np.zeros(output.shape))
+    with pytest.raises(ValueError, match=r"d_state: expected shape \(1, 1, 3\)"):
+        trace.backward(d_state=np.zeros((1, 3), np.float32))
+    with pytest.raises(TypeError, match="input_gradient"):
+        trace.backward(input_gradient=None)
