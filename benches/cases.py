@@ -33,6 +33,16 @@ class Case(NamedTuple):
         return self.nonlinearity if self.cell == "rnn" else self.cell
 
     @property
+    def usual(self) -> bool:
+        """Whether it is measured without --full."""
+        return self.dtype == "float32" and self.nonlinearity == "tanh"
+
+    @property
+    def short(self) -> bool:
+        """Whether it is measured with --short: the small shapes and one of the middle."""
+        return self.usual and (self.B, self.H) in ((1, 64), (1, 256), (32, 256))
+
+    @property
     def name(self) -> str:
         probes = f"-k{self.k}" if self.k else ""
         shape = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}{probes}"
@@ -59,8 +69,12 @@ SHAPES = [
     (200, 64, 256, 512),
     (50, 64, 256, 1024),
 ]
+# Beside those, with --full: the other nonlinearity and the other dtype.
+_KINDS = [{"cell": cell} for cell in GATES]
+_FULL = [{"nonlinearity": "relu"}, {"nonlinearity": "relu", "dtype": "float64"}]
+_FULL += [{"cell": cell, "dtype": "float64"} for cell in GATES]
 CASES = {
-    task: [Case(task, *shape, cell=cell) for cell in GATES for shape in SHAPES]
+    task: [Case(task, *shape, **kind) for kind in _KINDS + _FULL for shape in SHAPES]
     for task in ("forward", "train")
 } | {
     "bridge": [Case("bridge", *SHAPES[0], cell=cell) for cell in GATES],

@@ -15,6 +15,8 @@ PACKAGES = ("numba", "numpy", "torch", "jax")
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
     parser.addoption("--long", action="store_true", help="also stream 10^7 steps")
+    parser.addoption("--full", action="store_true", help="also relu and float64: hours")
+    parser.addoption("--short", action="store_true", help="some shapes: minutes")
     parser.addoption("--rounds", type=int, default=7, help="of each comparison")
 
 
@@ -24,10 +26,17 @@ def pytest_configure(config: Any) -> None:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    if not config.getoption("--long"):
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    def chosen(item: Any) -> bool:
+        case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+        if item.get_closest_marker("long"):
+            return config.getoption("--long")
+        if config.getoption("--short"):
+            return case is None or case.short
+        return case is None or case.usual or config.getoption("--full")
+
+    left_out = [item for item in items if not chosen(item)]
+    items[:] = [item for item in items if chosen(item)]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:

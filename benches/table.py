@@ -16,6 +16,10 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
+from cases import GATES
+from limits import CAPACITY
+
 HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
@@ -48,13 +52,48 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
+
+
 def verdict(met: bool | None) -> str:
     return "–" if met is None else "met" if met else "**missed**"
 
 
-def sweep_bar(info: Info) -> bool:
-    """1.5 x the best peer, or 85 % of the peak and never slower; more for one small sequence."""
-    met = ratio(info) >= 1.5 or (info["share_of_peak"] >= 0.85 and ratio(info) >= 1)
+def limit(info: Info, limits: dict[int, Info]) -> float | None:
+    """Seconds a step that arithmetic and the reading of W_hh take at least.
+
+    A step goes through all of W_hh before the next can begin; what can be done for all steps at
+    once is arithmetic alone.  One sequence has one thread, or a team where each member's part of
+    W_hh is 256 KB or more.
+    """
+    if info["threads"] not in limits:
+        return None
+    weights = GATES[info["cell"]] * info["H"] ** 2 * np.dtype(info["dtype"]).itemsize
+    threads = info["threads"]
+    if info["B"] < threads and weights < threads << 18:
+        threads = 1
+    roof = limits[threads]
+    own = weights / threads if info["B"] < threads else weights
+    level = next((name for name, size in CAPACITY.items() if own <= size), "memory")
+    rate = roof["gbytes"][level] * 1e9 / threads
+    peak = roof["gflops"][info["dtype"]] * 1e9
+    sweeps = 1 if info["task"] == "forward" else 2
+    recurrent = 2 * info["B"] * GATES[info["cell"]] * info["H"] ** 2
+    total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
+    slowest = max(recurrent / peak, own / rate)
+    return sweeps * slowest + (total - sweeps * recurrent) / peak
+
+
+def share_of_limit(info: Info, limits: dict[int, Info]) -> float | None:
+    least = limit(info, limits)
+    return None if least is None else least / statistics.median(info["seconds"]["fastbptt"])
+
+
+def sweep_bar(info: Info, limits: dict[int, Info]) -> bool:
+    """1.5 x the best peer, or 85 % of the limit and never slower; more for one small sequence."""
+    share = max(info["share_of_peak"], share_of_limit(info, limits) or 0)
+    met = ratio(info) >= 1.5 or (share >= 0.85 and ratio(info) >= 1)
     if info["task"] == "train" and info["B"] == 1 and info["H"] <= 64 and info["cell"] != "lstm":
         met = met and ratio(info, "jax (") >= 3 and ratio(info, "torch") >= 30
     return met
@@ -89,25 +128,42 @@ COLUMNS = ["µs/step", "GFLOP/s", "of peak", "best peer (threads): µs/step", "r
 COLUMNS += ["torch", "jax"]
 
 
-def sweeps(infos: list[Info]) -> str:
+def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
     rows = [
         [
             f"{info['T']}, {info['B']}, {info['I']}, {info['H']}",
             f"{info['task']}, {info['kind']}, {info['dtype']}",
             str(info["threads"]),
             *measured(info),
+            percent(share_of_limit(info, limits)),
             f"{info['errors']['fastbptt']:.0e}",
-            verdict(sweep_bar(info)),
+            verdict(sweep_bar(info, limits)),
         ]
         for info in infos
     ]
     mean = math.exp(statistics.fmean(math.log(ratio(info)) for info in infos))
-    head = ["T, B, I, H", "task", "threads", *COLUMNS, "error", "bar"]
+    head = ["T, B, I, H", "task", "threads", *COLUMNS, "of limit", "error", "bar"]
     return (
-        f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The bar: 1.5, or 85 % "
-        "of the FMA peak and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and "
-        "30 x torch."
+        f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The limit of a row: the "
+        "FMA peak, or where that takes longer, reading W_hh once a step from its cache. "
+        "The bar: 1.5, or 85 % of peak or limit and never slower; for B = 1, H = 64, RNN and GRU "
+        "train also 3 x jax and 30 x torch."
     )
+
+
+def roofline(limits: dict[int, Info]) -> str:
+    rows = [
+        [
+            str(threads),
+            *(f"{info['gflops'][dtype]:.0f}" for dtype in ("float32", "float64")),
+            f"{info['sgemm']:.0f}",
+            *(f"{value:.0f}" for value in info["gbytes"].values()),
+        ]
+        for threads, info in sorted(limits.items())
+    ]
+    head = ["threads", "FMA float32, GFLOP/s", "float64", "NumPy's sgemm"]
+    head += ["L1, GB/s", "L2", "L3", "memory"]
+    return f"The machine's limits:\n\n{table(head, rows)}"
 
 
 def streams(infos: list[Info]) -> str:
@@ -166,7 +222,38 @@ def starts(infos: dict[str, Info]) -> str:
         what = "stream of 10⁷ steps, H = 64, k = 8, one core"
         text = f"{seconds:.3g} s, peak memory + {growth / 1e6:.1f} MB"
         rows.append([what, text, "60 s, 50 MB", verdict(seconds <= 60 and growth <= 50e6)])
+    rows += lengthy(infos)
     return table(["what", "measured", "bar", ""], rows)
+
+
+def compared(seconds: Info, name: str, other: str) -> tuple[float, str]:
+    """The median of the ratios of the rounds, and it with its spread."""
+    values = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+    median = statistics.median(values)
+    return median, f"{median:.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def lengthy(infos: dict[str, Info]) -> list[list[str]]:
+    """Rows of what long sequences cost."""
+    rows = []
+    if "checkpoints" in infos:
+        info = infos["checkpoints"]
+        median, text = compared(info["seconds"], "checkpoints", "whole")
+        growth = info["growth_bytes"] / 1e6
+        what = (
+            f"train, checkpoints every {info['segment']:,} steps, T = {info['T']:,}, H = 64, B = 1"
+        )
+        text = f"{text} x without, {growth:.0f} MB above x and d_output"
+        rows.append([what, text, "1.4, 100 MB", verdict(median <= 1.4 and growth < 100)])
+    for cell in ("rnn", "gru", "lstm"):
+        if f"subnormal {cell}" in infos:
+            info = infos[f"subnormal {cell}"]
+            for name, bar in (("vanishing", "1.1"), ("saturated", "–")):
+                median, text = compared(info["seconds"], name, "healthy")
+                what = f"train, {cell}, T = {info['T']:,}, H = {info['size']}, {name}"
+                met = verdict(median <= 1.1) if name == "vanishing" else verdict(None)
+                rows.append([what, f"{text} x healthy", bar, met])
+    return rows
 
 
 def norms(infos: dict[str, Info]) -> str:
@@ -223,10 +310,12 @@ def text(report: dict[str, Any]) -> str:
         "`jax expert` has its weight gradients taken out of the scan by hand. Errors are "
         "against float64, relative to the largest element."
     ]
-    compared = [info for info in infos if info["task"] in ("forward", "train")]
+    limits = {info["threads"]: info for info in infos if info["task"].startswith("limits")}
+    parts += [roofline(limits)] if limits else []
+    rivalled = [info for info in infos if info["task"] in ("forward", "train")]
     streamed = [info for info in infos if info["task"] == "stream"]
     others = {info["task"]: info for info in infos if "H" not in info}
-    parts += [sweeps(compared)] if compared else []
+    parts += [sweeps(rivalled, limits)] if rivalled else []
     bridged = [info for info in infos if info["task"] == "bridge"]
     parts += [bridges(bridged)] if bridged else []
     parts += [streams(streamed)] if streamed else []
