@@ -23,6 +23,9 @@ from limits import CAPACITY
 HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
+# Sigmoids and tanhs of a unit, forward; a backward pass may keep them.
+CURVES = {"rnn": 1, "gru": 3, "lstm": 5}
+
 Info = dict[str, Any]
 
 
@@ -61,7 +64,7 @@ def verdict(met: bool | None) -> str:
 
 
 def limit(info: Info, limits: dict[int, Info]) -> float | None:
-    """Seconds a step that arithmetic and the reading of W_hh take at least.
+    """Seconds a step that arithmetic, curves and the reading of W_hh take at least.
 
     A step goes through all of W_hh before the next can begin; what can be done for all steps at
     once is arithmetic alone.  One sequence has one thread, or a team where each member's part of
@@ -82,7 +85,9 @@ def limit(info: Info, limits: dict[int, Info]) -> float | None:
     recurrent = 2 * info["B"] * GATES[info["cell"]] * info["H"] ** 2
     total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
     slowest = max(recurrent / peak, own / rate)
-    return sweeps * slowest + (total - sweeps * recurrent) / peak
+    curves = 0 if info["kind"] == "relu" else info["B"] * info["H"] * CURVES[info["cell"]]
+    elementwise = curves / (roof["gcurves"][info["dtype"]] * 1e9)
+    return sweeps * slowest + (total - sweeps * recurrent) / peak + elementwise
 
 
 def share_of_limit(info: Info, limits: dict[int, Info]) -> float | None:
@@ -145,7 +150,8 @@ def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
     head = ["T, B, I, H", "task", "threads", *COLUMNS, "of limit", "error", "bar"]
     return (
         f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The limit of a row: the "
-        "FMA peak, or where that takes longer, reading W_hh once a step from its cache. "
+        "FMA peak, or where that takes longer, reading W_hh once a step from its cache; "
+        "and the sigmoids and tanhs. "
         "The bar: 1.5, or 85 % of peak or limit and never slower; for B = 1, H = 64, RNN and GRU "
         "train also 3 x jax and 30 x torch."
     )
@@ -157,12 +163,13 @@ def roofline(limits: dict[int, Info]) -> str:
             str(threads),
             *(f"{info['gflops'][dtype]:.0f}" for dtype in ("float32", "float64")),
             f"{info['sgemm']:.0f}",
+            f"{info['gcurves']['float32']:.1f}",
             *(f"{value:.0f}" for value in info["gbytes"].values()),
         ]
         for threads, info in sorted(limits.items())
     ]
     head = ["threads", "FMA float32, GFLOP/s", "float64", "NumPy's sgemm"]
-    head += ["L1, GB/s", "L2", "L3", "memory"]
+    head += ["our sigmoid and tanh, 10⁹/s", "L1, GB/s", "L2", "L3", "memory"]
     return f"The machine's limits:\n\n{table(head, rows)}"
 
 
