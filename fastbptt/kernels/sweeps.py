@@ -13,25 +13,28 @@ part of their units: then each step ends at a barrier.
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
 from .panels import BLOCK, VECTORS, panel_matmul
-from .simd import line, rows, shifted
+from .simd import line, rows, shifted, whole
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
-@kernel
+@kernel(inlined=True)
 def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
-    """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order."""
+    """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
+
+    W's stride is 1 if the last are to be read first, as in `panel_matmul`.
+    """
     if Hp <= BLOCK * width:  # packed as one matrix (`weights.pack_slots`)
         panel_matmul(A, M, W, K, width, count * Hp, S, C)
     else:
         for s in range(count):
-            j = s * Hp + j0
-            w = shifted(W, j * K, 0)
+            j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
+            w = shifted(W, j * K, W[1])
             panel_matmul(A, M, w, K, width, j1 - j0, shifted(S, j, S[1]), shifted(C, j, C[1]))
 
 
-@kernel
+@kernel(inlined=True)
 def active(starts, t, b0, b1):
     """How many of the sequences b0 .. b1-1 have a step t."""
     return max(0, min(b1, starts[t + 2] - starts[t + 1]) - b0)
@@ -104,7 +107,7 @@ def forward(cell, x, m, starts, width, span, team):
             if n.gate > n.first:
                 for q in range(last + 1):
                     j0 = u0 + block * q
-                    j1 = min(j0 + block, u1)
+                    j1 = j0 + whole(m.h, min(block, u1 - j0))
                     a = rows(m.a, row * wide + n.first * Hp, wide)
                     slots_matmul(source, M, w_gate, H, width, Hp, n.gate - n.first, j0, j1, a, a)
                     gate(cell, m, at, M, j0, j1)
@@ -115,16 +118,21 @@ def forward(cell, x, m, starts, width, span, team):
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
+            # to and fro: what of W_hh the last step left in the cache is read first
+            back = t % 2
+            w_shared, w_own = shifted(w_hh, 0, back), shifted(w_alone, 0, back)
             for q in range(last + 1):
-                # to and fro: what of W_hh the last step left in the cache is read first
-                j0 = u0 + block * (q if t % 2 == 0 else last - q)
-                j1 = min(j0 + block, u1)
-                a = rows(m.a, row * wide + n.gate * Hp, wide)
-                slots_matmul(source, M, w_hh, H, width, Hp, mixed - n.gate, j0, j1, a, a)
-                if mixed < n.last:
-                    a = rows(m.a, row * wide + mixed * Hp, wide)
-                    own = rows(cell.bias, mixed * Hp, 0)
-                    slots_matmul(source, M, w_alone, H, width, Hp, n.last - mixed, j0, j1, own, a)
+                j0 = u0 + block * (q if back == 0 else last - q)
+                j1 = j0 + whole(m.h, min(block, u1 - j0))
+                for turn in range(2):
+                    if turn == back:
+                        a = rows(m.a, row * wide + n.gate * Hp, wide)
+                        count = mixed - n.gate
+                        slots_matmul(source, M, w_shared, H, width, Hp, count, j0, j1, a, a)
+                    elif mixed < n.last:
+                        a = rows(m.a, row * wide + mixed * Hp, wide)
+                        own = rows(cell.bias, mixed * Hp, 0)
+                        slots_matmul(source, M, w_own, H, width, Hp, n.last - mixed, j0, j1, own, a)
                 step(cell, m, at, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
@@ -169,17 +177,17 @@ def backward(cell, dy, m, d, starts, width, span, team):
             source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
             for q in range(last + 1):
                 j0 = u0 + block * (q if t % 2 == 0 else last - q)
-                j1 = min(j0 + block, u1)
+                j1 = j0 + whole(m.h, min(block, u1 - j0))
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
-                w = shifted(w_hh, j0 * head * Hp, 0)
+                w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
                 panel_matmul(source, later, w, head * Hp, width, j1 - j0, above, dh)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
-                        whole = line(d.dh, (b0 + b) * Hp, "dh")
+                        reached = line(d.dh, (b0 + b) * Hp, "dh")
                         for j in range(j0, j1):
-                            record[j] = whole[j]
+                            record[j] = reached[j]
                 adjoint(cell, m, d, at, M, j0, j1)
                 if n.direct and not gated and t > 0:
                     _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
@@ -193,7 +201,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
                 for q in range(last + 1):
                     j0 = u0 + block * q
-                    j1 = min(j0 + block, u1)
+                    j1 = j0 + whole(m.h, min(block, u1 - j0))
                     target = rows(d.da, row * wide + n.last * Hp + j0, wide)
                     K = (n.last - n.gate) * Hp
                     panel_matmul(
@@ -227,7 +235,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
     panel_matmul(source, M, w, head * Hp, width, u1 - u0, above, dh)
 
 
-@kernel
+@kernel(inlined=True)
 def _add(dh, b0, dy, s, M, j0, j1):
     """dh[b0+b] += dy[s+b]: the gradient from above."""
     Hp = dh.shape[1]
