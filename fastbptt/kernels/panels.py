@@ -77,10 +77,10 @@ _half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
     tile(r, vectors=1) for r in range(1, 9)
 )
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
-_pair1 = tile(1, panels=2)
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
-# K up to which two panels are no more than L1 holds, 32 KB: going to and fro over them a step of
-# three gates of 64 units takes 0.35 us and not 0.52.
+# K up to which two panels are no more than L1 holds, 32 KB; up to twice that, one is.  So much at a
+# time, to and fro, a step of three gates of 64 units takes 0.35 us and not 0.52.  Beyond that
+# nothing is left in L1, and two panels' streams read L2 and L3 as fast as four.
 _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
@@ -152,6 +152,19 @@ def _turned_tile(height, A, W, K, S, C):
 
 
 @kernel(inlined=True)
+def hot_panel_matmul(A, M, W, K, width, N, S, C):
+    """`panel_matmul`, the case of one row as a part of whoever calls it.
+
+    For the loops over time: behind the call, a step of one sequence of 64 units took 0.19 us and
+    not 0.15; everywhere, it took three times as long to compile.
+    """
+    if M == 1:
+        _row_matmul(A, W, K, width, N, S, C)
+    else:
+        _rows_matmul(A, M, W, K, width, N, S, C)
+
+
+@kernel
 def panel_matmul(A, M, W, K, width, N, S, C):
     """C = S + A W' over M rows and N outputs, of which the first begins a panel.
 
@@ -159,37 +172,30 @@ def panel_matmul(A, M, W, K, width, N, S, C):
     last panels: a loop over time that goes to and fro finds in L1 what the last step left there.
     `width` is the lanes of a register.
     """
-    # One row apart: among the other heights a step of one sequence of 64 units took a fifth longer.
-    if M == 1:
-        _row_matmul(A, W, K, width, N, S, C)
-    else:
-        _rows_matmul(A, M, W, K, width, N, S, C)
+    hot_panel_matmul(A, M, W, K, width, N, S, C)
 
 
 @kernel(inlined=True)
 def _row_matmul(A, W, K, width, N, S, C):
     """`panel_matmul` of one row."""
     panel = VECTORS * width
-    group = panel * (2 if K <= _PAIRED else 1 if K <= 2 * _PAIRED else _WIDE1)
-    groups = (N + group - 1) // group
-    for i in range(groups):
-        j = group * (groups - 1 - i if W[1] == 1 else i)
-        end = min(j + group, N)
+    group = panel if _PAIRED < K <= 2 * _PAIRED else _WIDE1 * panel  # a power of two
+    first, onwards = ((N - 1) & -group, -group) if W[1] == 1 else (0, group)
+    while 0 <= first < N:
+        j, end = first, min(first + group, N)
         while j < end:
             w = shifted(W, j * K, panel * K)
             s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
             if j + _WIDE1 * panel <= end:
                 _wide1(A, w, K, s, c)
                 j += _WIDE1 * panel
-            elif j + 2 * panel <= end:
-                _pair1(A, w, K, s, c)
-                j += 2 * panel
             else:
                 if j + panel <= end:
                     _tile1(A, w, K, s, c)
                 else:
                     _half1(A, w, K, s, c)
                 j += panel
+        first += onwards
 
 
 @kernel

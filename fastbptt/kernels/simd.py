@@ -24,7 +24,7 @@ VECTORS = 2  # registers a panel of packed weights is wide
 ROWS = 6 if REGISTER_BYTES == 32 else 8
 # A tile of few rows takes several panels side by side: two accumulators alone wait for the latency
 # of the FMA, and one stream of weights reads L2 at half its bandwidth.
-PANELS = {1: 4, 2: 4, 3: 2} if ROWS == 8 else {1: 4, 2: 2, 3: 2}
+PANELS = {1: 2, 2: 4, 3: 2} if ROWS == 8 else {1: 2, 2: 2, 3: 2}
 
 # Accumulators up to which the two sums over k fit in the registers side by side.
 TOGETHER = 4 if REGISTER_BYTES == 32 else 8
@@ -237,6 +237,19 @@ class _Loop:
         return sums
 
 
+    def once(self, wanted: Any, begun: list[Any], one_step: Any, m: Any) -> list[Any]:
+        """One more step m of the one stream `begun` if `wanted`."""
+        builder, before = self.builder, self.builder.block
+        with builder.if_then(wanted):
+            updated = one_step(begun, 0, m)
+            inside = builder.block
+        sums = [builder.phi(self.vector) for _ in begun]
+        for phi, first, later in zip(sums, begun, updated, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, inside)
+        return sums
+
+
 def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool = False) -> Any:
     """A kernel for `height` rows of C and `panels` panels of packed weights.
 
@@ -316,7 +329,7 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
                 start = loaded(registers(s, lds))
                 if height * len(across) <= TOGETHER:
                     total, other = loop.run(none, less, [start, zeros], one_step)
-                    (total,) = loop.run(less, more, [total], one_step)
+                    total = loop.once(builder.icmp_signed("<", less, more), total, one_step, less)
                 else:
                     (total,) = loop.run(none, more, [start], one_step)
                     firsts = [more]

@@ -12,7 +12,7 @@ part of their units: then each step ends at a barrier.
 
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
-from .panels import BLOCK, VECTORS, panel_matmul
+from .panels import BLOCK, VECTORS, hot_panel_matmul, panel_matmul
 from .simd import line, rows, shifted, whole
 from .team import barrier, join, part
 
@@ -20,18 +20,24 @@ CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the rec
 
 
 @kernel(inlined=True)
+def _hot_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
+    """`slots_matmul` by `hot_panel_matmul`."""
+    N = j1 - j0
+    if Hp <= BLOCK * width:  # packed as one matrix (`weights.pack_slots`)
+        count, j0, N = min(count, 1), 0, count * Hp
+    for s in range(count):
+        j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
+        w = shifted(W, j * K, W[1])
+        hot_panel_matmul(A, M, w, K, width, N, shifted(S, j, S[1]), shifted(C, j, C[1]))
+
+
+@kernel
 def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
     """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
 
     W's stride is 1 if the last are to be read first, as in `panel_matmul`.
     """
-    if Hp <= BLOCK * width:  # packed as one matrix (`weights.pack_slots`)
-        panel_matmul(A, M, W, K, width, count * Hp, S, C)
-    else:
-        for s in range(count):
-            j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
-            w = shifted(W, j * K, W[1])
-            panel_matmul(A, M, w, K, width, j1 - j0, shifted(S, j, S[1]), shifted(C, j, C[1]))
+    _hot_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C)
 
 
 @kernel(inlined=True)
@@ -124,15 +130,15 @@ def forward(cell, x, m, starts, width, span, team):
             for q in range(last + 1):
                 j0 = u0 + block * (q if back == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
-                for turn in range(2):
-                    if turn == back:
-                        a = rows(m.a, row * wide + n.gate * Hp, wide)
-                        count = mixed - n.gate
-                        slots_matmul(source, M, w_shared, H, width, Hp, count, j0, j1, a, a)
-                    elif mixed < n.last:
+                for turn in range(1 + (mixed < n.last)):
+                    if turn == back or mixed == n.last:
+                        count, w = mixed - n.gate, w_shared
+                        a = begin = rows(m.a, row * wide + n.gate * Hp, wide)
+                    else:
+                        count, w = n.last - mixed, w_own
                         a = rows(m.a, row * wide + mixed * Hp, wide)
-                        own = rows(cell.bias, mixed * Hp, 0)
-                        slots_matmul(source, M, w_own, H, width, Hp, n.last - mixed, j0, j1, own, a)
+                        begin = rows(cell.bias, mixed * Hp, 0)
+                    _hot_slots_matmul(source, M, w, H, width, Hp, count, j0, j1, begin, a)
                 step(cell, m, at, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
@@ -181,7 +187,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
-                panel_matmul(source, later, w, head * Hp, width, j1 - j0, above, dh)
+                hot_panel_matmul(source, later, w, head * Hp, width, j1 - j0, above, dh)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
