@@ -1,7 +1,8 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,13 +22,15 @@ from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, backward, forward
 from .kernels.team import ALONE, Team, board
 from .sequences import Sequences
-from .threads import available, share, together
+from .threads import available, share, side_by_side, slices, together
 from .weights import Layer
 
-# Of da in one chunk: long enough that handing out the work costs little, short enough for L3.
-_CHUNK_BYTES = 1 << 21
-# Of W_hh for each member of a team: over a microsecond of reading; a barrier takes 0.2 to 0.6.
-_MEMBER_BYTES = 1 << 18
+# Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
+# 7 % more of an LSTM's train step at B = 32, H = 256; less, and handing out the work costs as much.
+_CHUNK_BYTES = 1 << 19
+# Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
+# takes 0.05 us, and to fetch the other's part of h another 0.1.
+_MEMBER_BYTES = 1 << 16
 
 
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
@@ -69,10 +72,44 @@ class _Product(NamedTuple):
     """One weight gradient: gradient += da[:, column:]' b[:, k0 : k0 + K]."""
 
     column: int
-    b: np.ndarray
     k0: int
     K: int
     gradient: np.ndarray
+
+
+class _WeightGradients:
+    """The sums of all weight gradients of a layer and of db, a chunk of da after the other.
+
+    Threads share the units, which are da's: each reads some columns of da, which is wide, and all
+    of the narrow b.
+    """
+
+    def __init__(self, products: list[_Product], db: np.ndarray, cost: float) -> None:
+        """`cost` is the multiply-adds of the longest chunk."""
+        counts = [-(-len(product.gradient) // TURNED) for product in products]
+        shares = slices(np.repeat([product.K for product in products], counts), cost)
+        self._db, self._partial = db, np.empty_like(db)
+        self._works = []  # of each thread: its part of each product, and what it packs into
+        for first, last in shares:
+            origin, parts = 0, []
+            for n, (product, count) in enumerate(zip(products, counts, strict=True)):
+                i0, i1 = (min(max(i - origin, 0), count) * TURNED for i in (first, last))
+                column, k0, K, gradient = product
+                if i1 > i0:
+                    parts.append((n, column + i0, k0, K, gradient[i0:i1]))
+                origin += count
+            self._works.append((parts, gradient_scratch(db.dtype), first == 0))
+
+    def add(self, da: np.ndarray, factors: list[np.ndarray]) -> None:
+        """Add da' b for the b of each product."""
+
+        def sums(parts: list[Any], packed: np.ndarray, first: bool) -> None:
+            for n, column, k0, K, gradient in parts:
+                weight_gradient(da, column, factors[n], k0, K, gradient, packed)
+            if first:
+                bias_gradient(da, self._db, self._partial)
+
+        side_by_side([partial(sums, *work) for work in self._works])
 
 
 class LayerPass:
@@ -160,10 +197,18 @@ class LayerPass:
         dw_hh = gradient(slots.first, slots.last, H)
         from_h = slots.gate if slots.gate > slots.first else slots.last
         split = (from_h - slots.first) * Hp
-        db, partial = np.zeros(slots.last * Hp, dtype), np.empty(slots.last * Hp, dtype)
+        products = [
+            _Product(slots.first * Hp, 0, H, dw_hh[:split]),
+            _Product(0, 0, I, dw_ih),
+        ]
+        if split < len(dw_hh):
+            products.append(_Product(slots.gate * Hp, slots.last * Hp, H, dw_hh[split:]))
+        db = np.zeros(slots.last * Hp, dtype)
         steps = _chunk_steps(N, wide, dtype)
         longest = sequences.longest
         chunk = aligned((min(steps, longest) * N, wide), dtype)
+        most = self._cost(layer, sequences, 0, min(steps, longest))  # no later chunk has more rows
+        sums = _WeightGradients(products, db, most)
         memory = Memory(self.h, self.c, self._a, self._kept)
         cell, dy = layer.adjoint_cell, checks.read_only(dy)
         for t1 in range(longest, 0, -steps):
@@ -178,18 +223,11 @@ class LayerPass:
                 span = (t0, t1, b0, b1)
                 return lambda team: backward(cell, dy, memory, d, starts, lanes(dtype), span, team)
 
-            cost = self._cost(layer, sequences, t0, t1)
-            _side_by_side(rows, layer, sequences, cost)
-            before = checks.read_only(self.h[sequences.before(t0, t1)])
-            products = [
-                _Product(slots.first * Hp, before, 0, H, dw_hh[:split]),
-                _Product(0, self.x[s0:s1], 0, I, dw_ih),
-            ]
-            if split < len(dw_hh):
-                gated = checks.read_only(self._a[s0:s1])
-                column = slots.gate * Hp
-                products.append(_Product(column, gated, slots.last * Hp, H, dw_hh[split:]))
-            _weight_gradients(da, products, db, partial, cost)
+            _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
+            factors = [checks.read_only(self.h[sequences.before(t0, t1)]), self.x[s0:s1]]
+            if len(products) > len(factors):
+                factors.append(checks.read_only(self._a[s0:s1]))
+            sums.add(da, factors)
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,
@@ -210,27 +248,3 @@ class LayerPass:
         return rows | {
             letter: self._a[:, s * Hp : (s + 1) * Hp] for s, letter in enumerate(design.kept)
         }
-
-
-def _weight_gradients(
-    da: np.ndarray, products: list[_Product], db: np.ndarray, partial: np.ndarray, cost: float
-) -> None:
-    """Add da's share to every weight gradient and to db; threads share the units, which are da's.
-
-    So each reads some columns of da, which is wide, and all of the narrow b.
-    """
-    counts = [-(-len(product.gradient) // TURNED) for product in products]
-
-    def sums(first: int, last: int) -> None:
-        packed = gradient_scratch(da.dtype)
-        origin = 0
-        for product, count in zip(products, counts, strict=True):
-            i0, i1 = (min(max(i - origin, 0), count) * TURNED for i in (first, last))
-            column, b, k0, K, gradient = product
-            if i1 > i0:
-                weight_gradient(da, column + i0, b, k0, K, gradient[i0:i1], packed)
-            origin += count
-        if first == 0:
-            bias_gradient(da, db, partial)
-
-    share(sums, np.repeat([product.K for product in products], counts), cost)

@@ -112,40 +112,46 @@ def available(cost: float) -> int:
     return get_num_threads() if cost >= _WORTH_SHARING and main else 1
 
 
-def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
-    """Call work(first, last) for slices that together make up range(len(weights)), side by side.
+def slices(weights: np.ndarray, cost: float) -> list[tuple[int, int]]:
+    """Slices [first, last) of range(len(weights)), one for each thread, of about the same sum.
 
-    The slices have about the same sum of `weights`; `cost` is the multiply-adds of all the work.
+    `cost` is the multiply-adds of all the work.
     """
     size = len(weights)
     count = min(available(cost), size)
     if count <= 1:
-        if size:
-            work(0, size)
-        return
+        return [(0, size)] if size else []
     total = np.cumsum(weights)
     ends = np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1
     cuts = [0, *ends.tolist(), size]
-    slices = [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
-    _together([functools.partial(work, *own) for own in slices])
+    return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
+
+
+def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
+    """Call work(first, last) for the `slices`, side by side."""
+    side_by_side([functools.partial(work, *own) for own in slices(weights, cost)])
 
 
 def together(work: Callable[[bool], None], count: int) -> None:
     """Call work(True) here and, at about the same time, work(False) in count - 1 other threads."""
-    _together([functools.partial(work, leads) for leads in [True] + [False] * (count - 1)])
+    side_by_side([functools.partial(work, leads) for leads in [True] + [False] * (count - 1)])
 
 
 def both(one: Callable[[], None], other: Callable[[], None], cost: float) -> None:
     """Call one() and other(), side by side if `cost` multiply-adds are worth it."""
     if available(cost) > 1:
-        _together([one, other])
+        side_by_side([one, other])
     else:
         one()
         other()
 
 
-def _together(works: list[Callable[[], None]]) -> None:
+def side_by_side(works: list[Callable[[], None]]) -> None:
     """Call the first here and each other in a thread of its own."""
+    if len(works) <= 1:
+        for work in works:
+            work()
+        return
     pool = _executor(len(works) - 1)
     others = [pool.submit(work) for work in works[1:]]
     try:

@@ -41,6 +41,11 @@ class Layout(NamedTuple):
         return (layers, H) if self.unbatched else (layers, B, H)
 
 
+def _stacked(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of the parts (B,H), one for each layer and direction, as one state."""
+    return np.concatenate(parts).reshape(shape)
+
+
 class Gradients(NamedTuple):
     """What `Trace.backward` returns; every array has the shape of what it is the gradient of."""
 
@@ -94,12 +99,8 @@ class Trace:
             self._passes += passes
         self.output = layout.as_given(y).view()
         self.output.flags.writeable = False
-        parts = [
-            np.stack([one.state[i] for one in self._passes]).reshape(
-                layout.state_shape(len(self._passes), B, H)
-            )
-            for i in range(len(state))
-        ]
+        shape = layout.state_shape(len(self._passes), B, H)
+        parts = [_stacked([one.state[i] for one in self._passes], shape) for i in range(len(state))]
         self.state = parts[0] if len(parts) == 1 else tuple(parts)
 
     def _side_by_side(self, passes: list[LayerPass]) -> np.ndarray:
@@ -168,11 +169,11 @@ class Trace:
         shape = layout.state_shape(layers, B, H)
         d_states = checks.states(d_state, "d_state", weights.design.has_c, dtype, shape)
         d_states = tuple(part.reshape(layers, B, H) for part in d_states)
-        dy = np.zeros((), dtype)
-        if d_output is not None:
+        if d_output is None:
+            dy = np.broadcast_to(np.zeros((), dtype), (T, B, D * H))
+        else:
             wanted = layout.shape(T, B, D * H)
             dy = layout.time_major(checks.shaped(d_output, "d_output", dtype, wanted))
-        dy = np.broadcast_to(dy, (T, B, D * H))
 
         gradients: list[LayerGradients] = []
         for first in range(len(self._passes) - D, -1, -D):
@@ -194,8 +195,7 @@ class Trace:
             if D > 1 or first == 0:
                 dy = self._d_input(passes, below) if input_gradient or first > 0 else dy
         d_begin = [
-            np.stack([one.state[i] for one in gradients]).reshape(shape)
-            for i in range(len(d_states))
+            _stacked([one.state[i] for one in gradients], shape) for i in range(len(d_states))
         ]
         return Gradients(
             self._named(gradients),

@@ -111,17 +111,17 @@ class Layer:
         design, H = self.design, self.hidden_size
         Hp = padded(H, self.dtype)
 
-        def in_order(y: np.ndarray, letters: str, columns: int) -> np.ndarray:
+        def in_order(y: np.ndarray, letters: str) -> np.ndarray:
+            if letters == design.gates and Hp == H:
+                return y[: len(letters) * H].copy()
             starts = [letters.index(letter) * Hp for letter in design.gates]
-            return np.concatenate([y[s : s + H, :columns] for s in starts])
+            return np.concatenate([y[s : s + H] for s in starts])
 
-        first = design.slots.first * Hp
-        db = db[:, None]
         return (
-            in_order(dw_ih, design.x_gates, self.input_size),
-            in_order(dw_hh, design.h_gates, H),
-            in_order(db, design.x_gates, 1).reshape(-1),
-            in_order(db[first:], design.h_gates, 1).reshape(-1),
+            in_order(dw_ih[:, : self.input_size], design.x_gates),
+            in_order(dw_hh[:, :H], design.h_gates),
+            in_order(db, design.x_gates),
+            in_order(db[design.slots.first * Hp :], design.h_gates),
         )
 
 

@@ -236,7 +236,6 @@ class _Loop:
         builder.position_at_end(done)
         return sums
 
-
     def once(self, wanted: Any, begun: list[Any], one_step: Any, m: Any) -> list[Any]:
         """One more step m of the one stream `begun` if `wanted`."""
         builder, before = self.builder, self.builder.block
