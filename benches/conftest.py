@@ -9,7 +9,7 @@ from timing import compare as compare_in_turn
 
 import fastbptt
 
-PACKAGES = ("numba", "numpy", "torch", "jax")
+PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime", "lyapax", "lyapynov")
 
 
 def pytest_addoption(parser: Any) -> None:
