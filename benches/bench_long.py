@@ -10,6 +10,12 @@ from timing import pinned
 
 import fastbptt as fb
 
+TIMES = [
+    10**5,
+    pytest.param(10**6, marks=pytest.mark.slow),
+    pytest.param(10**7, marks=pytest.mark.long),
+]
+
 
 def by_turns(rounds, calls):
     """Seconds of each, one of each a round, after a call that does not count."""
@@ -47,7 +53,7 @@ def test_checkpoints(benchmark, rounds, request):
 
 @pytest.mark.parametrize("task", ["forward", "train"])
 @pytest.mark.parametrize("H", [64, 256])
-@pytest.mark.parametrize("T", [10**5, 10**6, pytest.param(10**7, marks=pytest.mark.long)])
+@pytest.mark.parametrize("T", TIMES)
 def test_sequences(T, H, task, benchmark, request):
     """Chunks that carry the state, and checkpoints: a step costs what it costs if T = 1000."""
     steps = min(T, 10_000) if request.config.getoption("--quick") else T

@@ -10,6 +10,7 @@ SHAPE = (300, 32, 64, 256)
 TRAINED = [case for case in CASES["train"] if case.usual and case[1:5] == SHAPE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
 def test_memory(case, benchmark, request):
     quick = request.config.getoption("--quick")

@@ -46,8 +46,8 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
     parser.addoption("--full", action="store_true", help="also relu and float64: hours")
-    parser.addoption("--short", action="store_true", help="some shapes: minutes")
-    parser.addoption("--rounds", type=int, default=7, help="of each comparison")
+    parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
+    parser.addoption("--rounds", type=int, help="of each comparison; 7, or 3 with --short")
 
 
 def pytest_configure(config: Any) -> None:
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
         if item.get_closest_marker("long"):
             return config.getoption("--long")
         if config.getoption("--short"):
-            return case is None or case.short
+            return not item.get_closest_marker("slow") and (case is None or case.short)
         return case is None or case.usual or config.getoption("--full")
 
     left_out = [item for item in items if not chosen(item)]
@@ -93,7 +93,8 @@ def fleet() -> Iterator[Fleet]:
 
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
-    return 1 if request.config.getoption("--quick") else request.config.getoption("--rounds")
+    option = request.config.getoption
+    return 1 if option("--quick") else option("--rounds") or (3 if option("--short") else 7)
 
 
 @pytest.fixture
@@ -102,9 +103,11 @@ def compare(
 ) -> Callable[..., None]:
     """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick."""
 
-    def run(case: Case, threads: int, peer_threads: list[int], **own: Any) -> None:
+    def run(
+        case: Case, threads: int, peer_threads: list[int], rounds: int = rounds, **own: Any
+    ) -> None:
         if request.config.getoption("--quick"):
-            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[-1:]
+            case, peer_threads, rounds = case.shortened(QUICK_STEPS), peer_threads[-1:], 1
         compare_in_turn(benchmark, fleet, case, threads, peer_threads, rounds, own)
 
     return run

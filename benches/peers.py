@@ -53,6 +53,15 @@ def fastbptt_train(case: Case, data: Inputs) -> Call:
     return call
 
 
+def one_step(setup: Setup) -> Setup:
+    """The task on the first step alone: what a call costs that has hardly anything to compute."""
+
+    def first(case: Case, data: Inputs) -> Call:
+        return setup(case.shortened(1), data._replace(x=data.x[:1], dy=data.dy[:1]))
+
+    return first
+
+
 def fastbptt_stream(case: Case, data: Inputs) -> Call:
     import fastbptt as fb
 
