@@ -52,9 +52,7 @@ def label(ax: Any, ends: dict[str, float]) -> None:
     places = np.array([heights[name] for name in names])
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + _GAP)
-    places -= max(0, places[-1] - 1)
-    for i in range(len(places) - 2, -1, -1):
-        places[i] = min(places[i], places[i + 1] - _GAP)
+    places -= np.mean(places - [heights[name] for name in names])
     for name, place in zip(names, places, strict=True):
         weight = "bold" if name == "fastbptt" else "normal"
         text = {"color": COLOURS[name], "weight": weight, "fontsize": 9, "va": "center"}
@@ -77,16 +75,17 @@ def picture(
                 ax.plot(H, y, color=COLOURS[name], lw=thick, marker="o", ms=3, zorder=thick)
             drawn.append((ax, {name: y[-1] for name, (_, y) in lines(chosen, value).items()}))
             ax.set_xscale("log", base=2)
-            ax.set_xticks(
-                H[:: max(1, len(H) // 6)], [f"{h:.0f}" for h in H[:: max(1, len(H) // 6)]]
-            )
+            powers = [h for h in H if np.log2(h) % 1 == 0]
+            ax.set_xticks(powers, [f"{h:.0f}" for h in powers], fontsize=8)
             ax.minorticks_off()
             ax.set_title(f"{cell.upper()}, B = {B}", fontsize=10)
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
         if share:
             row[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-            row[0].set_ylim(0, 1.05)
+            row[0].set_ylim(bottom=0)
+            for ax in row:
+                ax.axhline(1, color="black", lw=0.8, ls=":")
         else:
             row[0].set_yscale("log")
         for ax, ends in drawn:
