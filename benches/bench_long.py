@@ -1,34 +1,20 @@
-"""Long sequences: BPTT over checkpoints, a gradient that vanishes, units that saturate."""
+"""Long sequences: chunks, checkpoints; a gradient that vanishes, units that saturate."""
 
-import json
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from alone import SEGMENT, alone
+from cases import TOLERANCE
 from timing import pinned
 
 import fastbptt as fb
 
-SEGMENT = 8192
-MEMORY = """
-import json, resource, sys
-import numpy as np, fastbptt as fb
-
-def peak():
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KiB
-    return used if sys.platform == "darwin" else 1024 * used
-
-T = {T}
-rng = np.random.default_rng(0)
-x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
-net = fb.RNN(32, 64, rng=0)
-net.trace(x[:100], checkpoint=50).backward(dy[:100])  # compiled, or read from the cache
-before = peak()
-net.trace(x, checkpoint={segment}).backward(dy, input_gradient=False)
-print(json.dumps(peak() - before))
-"""
+TIMES = [
+    10**5,
+    pytest.param(10**6, marks=pytest.mark.slow),
+    pytest.param(10**7, marks=pytest.mark.long),
+]
 
 
 def by_turns(rounds, calls):
@@ -46,7 +32,6 @@ def by_turns(rounds, calls):
 def test_checkpoints(benchmark, rounds, request):
     quick = request.config.getoption("--quick")
     T = 20_000 if quick else 1_000_000
-    command = [sys.executable, "-c", MEMORY.format(T=T, segment=SEGMENT)]
     rng, net = np.random.default_rng(0), fb.RNN(32, 64, rng=0)
     x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
 
@@ -54,17 +39,29 @@ def test_checkpoints(benchmark, rounds, request):
         return net.trace(x, checkpoint=checkpoint).backward(dy, input_gradient=False)
 
     with pinned(1):
-        answer = subprocess.run(command, check=True, capture_output=True).stdout
+        growth = alone("checkpoints", T=T)["growth_bytes"]
         calls = {"checkpoints": lambda: train(SEGMENT), "whole": lambda: train(None)}
         seconds = by_turns(rounds, calls)
         grads = benchmark.pedantic(train, (SEGMENT,), rounds=1)
         wanted = train(None)
     for name, y in grads.params.items():
         assert np.abs(y - wanted.params[name]).max() < 1e-4 * np.abs(y).max()
-    growth = json.loads(answer)
     benchmark.extra_info.update(
         task="checkpoints", T=T, segment=SEGMENT, seconds=seconds, growth_bytes=growth
     )
+
+
+@pytest.mark.parametrize("task", ["forward", "train"])
+@pytest.mark.parametrize("H", [64, 256])
+@pytest.mark.parametrize("T", TIMES)
+def test_sequences(T, H, task, benchmark, request):
+    """Chunks that carry the state, and checkpoints: a step costs what it costs if T = 1000."""
+    steps = min(T, 10_000) if request.config.getoption("--quick") else T
+    with pinned(1):
+        options = {"task": task, "T": steps, "H": H}
+        found = benchmark.pedantic(alone, ("sequence",), options, rounds=1)
+    assert found["error"] < TOLERANCE["float32"]
+    benchmark.extra_info.update(found, task=f"{task} sequence {T} {H}", T=steps, size=H)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

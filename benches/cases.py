@@ -40,7 +40,8 @@ class Case(NamedTuple):
     @property
     def short(self) -> bool:
         """Whether it is measured with --short: the small shapes and one of the middle."""
-        return self.usual and (self.B, self.H) in ((1, 64), (1, 256), (32, 256))
+        small = (self.B, self.H) in ((1, 64), (1, 256), (32, 256))
+        return self.usual and small and self.k in (0, 8)
 
     @property
     def name(self) -> str:
@@ -73,13 +74,24 @@ SHAPES = [
 _KINDS = [{"cell": cell} for cell in GATES]
 _FULL = [{"nonlinearity": "relu"}, {"nonlinearity": "relu", "dtype": "float64"}]
 _FULL += [{"cell": cell, "dtype": "float64"} for cell in GATES]
+# From small to large nets: so many steps that a call takes some tens of milliseconds, but for
+# torch's at B = 1, whose step costs that much with any H.
+SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def _sized(B: int, H: int, cell: str) -> Case:
+    one = Case("forward", 1, B, 64, H, cell=cell)
+    return one._replace(T=min(2000, max(16, 10**9 // one.flops)))
+
+
 CASES = {
     task: [Case(task, *shape, **kind) for kind in _KINDS + _FULL for shape in SHAPES]
     for task in ("forward", "train")
 } | {
     "bridge": [Case("bridge", *SHAPES[0], cell=cell) for cell in GATES],
+    "sizes": [_sized(B, H, cell) for B in (1, 32) for cell in GATES for H in SIZES],
     "stream": [
-        Case("stream", 10_000, 1, I, H, k) for I, H in ((32, 64), (64, 256)) for k in (1, 8)
+        Case("stream", 10_000, 1, I, H, k) for I, H in ((32, 64), (64, 256)) for k in (1, 8, 16)
     ],
 }
 
@@ -88,6 +100,7 @@ QUICK_STEPS = 16
 CHECKED_STEPS = {"stream": 200}
 # Loops in Python take the same time at every step: fewer steps say as much.
 LOOP_STEPS = 500
+NAIVE_FLOPS = 10**9  # a tenth of a second of loops that nobody has blocked
 # Of the largest element, over sums of up to T B products in contracting nets.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 

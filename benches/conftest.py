@@ -1,4 +1,6 @@
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
@@ -6,23 +8,56 @@ import pytest
 from cases import QUICK_STEPS, THREADS, Case
 from timing import Fleet
 from timing import compare as compare_in_turn
+from tqdm import tqdm
 
 import fastbptt
 
-PACKAGES = ("numba", "numpy", "torch", "jax")
+PACKAGES = ("numba", "numpy", "torch", "jax", "onnxruntime", "lyapax", "lyapynov")
+
+
+class Progress:
+    """The case that runs, how many are done, the time left: on stderr, instead of the dots."""
+
+    def __init__(self, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
+        self._uncaptured = uncaptured
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        with self._uncaptured():
+            self._bar = tqdm(total=len(session.items), unit="case", smoothing=0, dynamic_ncols=True)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        with self._uncaptured():
+            self._bar.set_postfix_str(nodeid.split("::")[-1])
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        with self._uncaptured():
+            self._bar.update()
+
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        return ("passed", "", "") if report.passed and report.when == "call" else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        with self._uncaptured():
+            self._bar.close()
 
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
-    parser.addoption("--long", action="store_true", help="also stream 10^7 steps")
+    parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
     parser.addoption("--full", action="store_true", help="also relu and float64: hours")
-    parser.addoption("--short", action="store_true", help="some shapes: minutes")
-    parser.addoption("--rounds", type=int, default=7, help="of each comparison")
+    parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
+    parser.addoption("--rounds", type=int, help="of each comparison; 7, or 3 with --short")
 
 
 def pytest_configure(config: Any) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
-    config.addinivalue_line("markers", "long: about a minute; left out without --long")
+    config.addinivalue_line("markers", "long: a minute or several; left out without --long")
+    uncaptured = config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
+    with uncaptured():
+        watched = sys.stderr.isatty()
+    if watched:
+        config.pluginmanager.register(Progress(uncaptured))
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
@@ -31,7 +66,7 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
         if item.get_closest_marker("long"):
             return config.getoption("--long")
         if config.getoption("--short"):
-            return case is None or case.short
+            return not item.get_closest_marker("slow") and (case is None or case.short)
         return case is None or case.usual or config.getoption("--full")
 
     left_out = [item for item in items if not chosen(item)]
@@ -58,7 +93,8 @@ def fleet() -> Iterator[Fleet]:
 
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
-    return 1 if request.config.getoption("--quick") else request.config.getoption("--rounds")
+    option = request.config.getoption
+    return 1 if option("--quick") else option("--rounds") or (3 if option("--short") else 7)
 
 
 @pytest.fixture
@@ -67,9 +103,11 @@ def compare(
 ) -> Callable[..., None]:
     """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick."""
 
-    def run(case: Case, threads: int, peer_threads: list[int], **own: Any) -> None:
+    def run(
+        case: Case, threads: int, peer_threads: list[int], rounds: int = rounds, **own: Any
+    ) -> None:
         if request.config.getoption("--quick"):
-            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[-1:]
+            case, peer_threads, rounds = case.shortened(QUICK_STEPS), peer_threads[-1:], 1
         compare_in_turn(benchmark, fleet, case, threads, peer_threads, rounds, own)
 
     return run

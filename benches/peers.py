@@ -6,13 +6,16 @@ the gradients of `WEIGHTS` and of x; stream: the log-norm of P V (fastbptt) or o
 """
 
 import timeit
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gated
+import naive
 import numpy as np
-from cases import QUICK_STEPS, WEIGHTS, Case, Inputs
+import onnx_net
+from cases import LOOP_STEPS, NAIVE_FLOPS, QUICK_STEPS, WEIGHTS, Case, Inputs
 
 Call = Callable[[], list[Any]]
 Setup = Callable[[Case, Inputs], Call]
@@ -48,6 +51,15 @@ def fastbptt_train(case: Case, data: Inputs) -> Call:
         return [*(gradients.params[name] for name in WEIGHTS), gradients.x]
 
     return call
+
+
+def one_step(setup: Setup) -> Setup:
+    """The task on the first step alone: what a call costs that has hardly anything to compute."""
+
+    def first(case: Case, data: Inputs) -> Call:
+        return setup(case.shortened(1), data._replace(x=data.x[:1], dy=data.dy[:1]))
+
+    return first
 
 
 def fastbptt_stream(case: Case, data: Inputs) -> Call:
@@ -306,11 +318,68 @@ def jax_stream(case: Case, data: Inputs, every: int) -> Call:
     return _jax_call(case, data, stream, data.V)
 
 
+# ---- packages for Lyapunov exponents, given the tangents to begin with
+
+
+def lyapax_stream(case: Case, data: Inputs, every: int) -> Call:
+    """The time is a coordinate of the state, as lyapax knows no input; no tangent has any of it."""
+    import lyapax
+
+    _, jnp, f = _jax(case)
+
+    def stream(_: int, weights: list[Any], x: Any, V: Any) -> list[Any]:
+        w_ih, w_hh, b_ih, b_hh = weights
+        ax = x[:, 0] @ w_ih.T + (b_ih + b_hh)
+
+        def step(state: Any) -> Any:
+            h, t = state[:-1], state[-1].astype(int)
+            return jnp.concatenate([f(w_hh @ h + ax[t]), state[-1:] + 1])
+
+        state, k = jnp.zeros(case.H + 1, x.dtype), case.k
+        Y = jnp.concatenate([V, jnp.zeros((1, k), x.dtype)])
+        begin = lyapax.LyapunovCheckpoint(state, Y, jnp.zeros(k, x.dtype), 0.0, 1.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would rather have float64
+            result = lyapax.lyapunov_spectrum(step, state, 1.0, case.T, k, every, resume=begin)
+        return [result.checkpoint.cum_log_growth[0]]
+
+    return _jax_call(case, data, stream, data.V)
+
+
+def lyapynov_stream(case: Case, data: Inputs) -> Call:
+    """In float64 whatever the case: lyapynov's tangents are, and begin as columns of the identity.
+
+    A step that does nothing but turn those into V comes first.
+    """
+    import lyapynov
+
+    w_ih, w_hh, b_ih, b_hh = (y.astype(float) for y in data.weights.values())
+    f, slope = _NUMPY[case.nonlinearity], SLOPES[case.nonlinearity]
+    V, _ = np.linalg.qr(np.column_stack([data.V, np.eye(case.H)]).astype(float))
+
+    def call() -> list[Any]:
+        ax = data.x[:, 0] @ w_ih.T + (b_ih + b_hh)
+
+        def step(h: np.ndarray, t: int) -> np.ndarray:
+            return f(w_hh @ h + ax[t - 1]) if t else h
+
+        def jacobian(h: np.ndarray, t: int) -> np.ndarray:
+            return slope(step(h, t))[:, None] * w_hh if t else V
+
+        system = lyapynov.DiscreteDS(np.zeros(case.H), 0, step, jacobian)
+        steps = case.T + 1
+        return [lyapynov.LCE(system, case.k, 0, steps, False)[0] * steps]
+
+    return call
+
+
 PEERS: dict[str, dict[str, Setup]] = {
     "forward": {
         "fastbptt": fastbptt_forward,
         "torch": torch_forward,
         "jax": jax_forward,
+        "onnxruntime": onnx_net.forward,
+        "numba": naive.forward,
         "numpy": numpy_forward,
     },
     "train": {
@@ -318,6 +387,7 @@ PEERS: dict[str, dict[str, Setup]] = {
         "torch": torch_train,
         "jax": jax_train,
         "jax expert": jax_train_expert,
+        "numba": naive.train,
         "numpy": numpy_train,
     },
     "bridge": {"fastbptt": bridge_train, "torch": torch_train},
@@ -327,14 +397,30 @@ PEERS: dict[str, dict[str, Setup]] = {
         "jax": partial(jax_stream, every=8),
         "jax QR each step": partial(jax_stream, every=1),
         "numpy": partial(numpy_stream, every=8),
+        "lyapax": partial(lyapax_stream, every=8),
+        "lyapynov": lyapynov_stream,
     },
 }
 
 
 def libraries(case: Case) -> dict[str, Setup]:
-    """Who is measured on a case: NumPy's loops are no rival where a step has several gates."""
-    return {
-        name: setup
-        for name, setup in PEERS[case.task].items()
-        if name != "numpy" or case.cell == "rnn"
-    }
+    """Who is measured on a case."""
+    left_out = set()
+    if case.cell != "rnn":
+        left_out.add("numpy")  # its loops are no rival where a step has several gates
+    if case.dtype != "float32":
+        left_out.add("onnxruntime")  # its recurrent operators know no other type
+    return {name: setup for name, setup in PEERS[case.task].items() if name not in left_out}
+
+
+def numbers_of_threads(library: str, numbers: list[int]) -> list[int]:
+    """Those a library is measured with: a naive loop has one thread, whatever it is given."""
+    return [1] if library == "numba" else numbers
+
+
+def timed(case: Case, library: str) -> Case:
+    """The case, with fewer steps for who would take long and takes the same time at every step."""
+    if library == "numba":
+        return case.shortened(max(1, NAIVE_FLOPS // case.flops))
+    slow = case.task == "stream" and library in ("torch", "numpy", "lyapynov")
+    return case.shortened(LOOP_STEPS) if slow else case

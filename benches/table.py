@@ -1,8 +1,9 @@
 """Write the tables into README.md, between its two markers.
 
-    python benches/table.py [FILE]
+    python benches/table.py [FILE] [--again FILE]
 
 FILE is what `python -m pytest benches --benchmark-json=FILE` wrote; without one the suite is run.
+A second one is compared: do both say the same library is the fastest?
 """
 
 import argparse
@@ -63,15 +64,15 @@ def verdict(met: bool | None) -> str:
     return "–" if met is None else "met" if met else "**missed**"
 
 
-def limit(info: Info, limits: dict[int, Info]) -> float | None:
-    """Seconds a step that arithmetic, curves and the reading of W_hh take at least.
+def limits_of(info: Info, limits: dict[int, Info]) -> dict[str, float]:
+    """Seconds a step that arithmetic, the reading of W_hh and curves take at least.
 
     A step goes through all of W_hh before the next can begin; what can be done for all steps at
     once is arithmetic alone.  One sequence has one thread, or a team where each member's part of
     W_hh is 256 KB or more.
     """
     if info["threads"] not in limits:
-        return None
+        return {}
     weights = GATES[info["cell"]] * info["H"] ** 2 * np.dtype(info["dtype"]).itemsize
     threads = info["threads"]
     if info["B"] < threads and weights < threads << 18:
@@ -79,20 +80,41 @@ def limit(info: Info, limits: dict[int, Info]) -> float | None:
     roof = limits[threads]
     own = weights / threads if info["B"] < threads else weights
     level = next((name for name, size in CAPACITY.items() if own <= size), "memory")
-    rate = roof["gbytes"][level] * 1e9 / threads
+    reading = own / (roof["gbytes"][level] * 1e9 / threads)
     peak = roof["gflops"][info["dtype"]] * 1e9
     sweeps = 1 if info["task"] == "forward" else 2
     recurrent = 2 * info["B"] * GATES[info["cell"]] * info["H"] ** 2
     total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
-    slowest = max(recurrent / peak, own / rate)
     curves = 0 if info["kind"] == "relu" else info["B"] * info["H"] * CURVES[info["cell"]]
-    elementwise = curves / (roof["gcurves"][info["dtype"]] * 1e9)
-    return sweeps * slowest + (total - sweeps * recurrent) / peak + elementwise
+    parts = {"arithmetic": total / peak}
+    if reading > recurrent / peak:
+        parts["arithmetic"] -= sweeps * recurrent / peak
+        parts[f"W from {level}"] = sweeps * reading
+    return parts | {"curves": curves / (roof["gcurves"][info["dtype"]] * 1e9)}
 
 
 def share_of_limit(info: Info, limits: dict[int, Info]) -> float | None:
-    least = limit(info, limits)
-    return None if least is None else least / statistics.median(info["seconds"]["fastbptt"])
+    least = sum(limits_of(info, limits).values())
+    return least / statistics.median(info["seconds"]["fastbptt"]) if least else None
+
+
+def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
+    """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
+    parts = limits_of(info, limits)
+    if not parts:
+        return "–"
+    ours = statistics.median(info["seconds"]["fastbptt"])
+    if met:
+        name = max(parts, key=parts.get)
+        return f"{name} {parts[name] / ours:.0%}"
+    if "call" in info["seconds"]:
+        parts["call"] = statistics.median(info["seconds"]["call"])
+    parts["rest"] = max(0, ours - sum(parts.values()))
+    return ", ".join(
+        f"{name} {seconds / ours:.0%}"
+        for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+        if seconds >= 0.005 * ours
+    )
 
 
 def sweep_bar(info: Info, limits: dict[int, Info]) -> bool:
@@ -107,6 +129,8 @@ def sweep_bar(info: Info, limits: dict[int, Info]) -> bool:
 def stream_bar(info: Info) -> bool | None:
     """k = 8: 3 x jax, 1.5 x at H = 256 and 70 % of the peak; k = 1, H = 256: 1.15 x forward."""
     large = info["H"] >= 256
+    if info["k"] == 16:
+        return None
     if info["k"] == 1:
         return statistics.median(ratios(info, "forward")) >= 1 / 1.15 if large else None
     if large:
@@ -134,27 +158,77 @@ COLUMNS += ["torch", "jax"]
 
 
 def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
-    rows = [
-        [
-            f"{info['T']}, {info['B']}, {info['I']}, {info['H']}",
-            f"{info['task']}, {info['kind']}, {info['dtype']}",
-            str(info["threads"]),
-            *measured(info),
-            percent(share_of_limit(info, limits)),
-            f"{info['errors']['fastbptt']:.0e}",
-            verdict(sweep_bar(info, limits)),
-        ]
-        for info in infos
-    ]
+    parts = []
+    head = ["T, B, I, H", "cell", "threads", *COLUMNS, "of limit", "limited by", "error", "bar"]
+    for task in dict.fromkeys(info["task"] for info in infos):
+        rows = []
+        for info in infos:
+            if info["task"] == task:
+                met = sweep_bar(info, limits)
+                dtype = "" if info["dtype"] == "float32" else f", {info['dtype']}"
+                rows.append(
+                    [
+                        shape(info),
+                        info["kind"] + dtype,
+                        str(info["threads"]),
+                        *measured(info),
+                        percent(share_of_limit(info, limits)),
+                        binding(info, limits, met),
+                        f"{info['errors']['fastbptt']:.0e}",
+                        verdict(met),
+                    ]
+                )
+        missed = sum(row[-1] == verdict(False) for row in rows)
+        parts += [f"{task.capitalize()}, {len(rows) - missed} of {len(rows)} rows at their bar:"]
+        parts += [table(head, rows)]
     mean = math.exp(statistics.fmean(math.log(ratio(info)) for info in infos))
-    head = ["T, B, I, H", "task", "threads", *COLUMNS, "of limit", "error", "bar"]
-    return (
-        f"{table(head, rows)}\n\nGeometric mean of the ratios: {mean:.2f}. The limit of a row: the "
+    parts.append(
+        f"Geometric mean of the ratios: {mean:.2f}. The limit of a row: the "
         "FMA peak, or where that takes longer, reading W_hh once a step from its cache; "
-        "and the sigmoids and tanhs. "
+        "and the sigmoids and tanhs. Limited by: the largest of these and its share of our time; "
+        "where the bar is missed, all that the time goes to - `call`: a call of one step, divided "
+        "by T; `rest`: operations of a step that wait for one another, and what no limit explains. "
         "The bar: 1.5, or 85 % of peak or limit and never slower; for B = 1, H = 64, RNN and GRU "
         "train also 3 x jax and 30 x torch."
     )
+    return "\n\n".join(parts)
+
+
+def shape(info: Info) -> str:
+    return f"{info['T']}, {info['B']}, {info['I']}, {info['H']}"
+
+
+def winners(infos: list[Info]) -> dict[str, tuple[str, float]]:
+    """{row: (the fastest library, the ratio)}."""
+    found = {}
+    for info in infos:
+        if "k" in info:
+            probes = f", k = {info['k']}" if info["k"] else ""
+            row = f"{info['task']}, {info['kind']}, {info['dtype']}, {shape(info)}{probes}"
+            value = ratio(info)
+            first = "fastbptt" if value >= 1 else best(info).split(" (")[0]
+            found[f"{row}, threads: {info['threads']}"] = first, value
+    return found
+
+
+def agreement(infos: list[Info], again: list[Info]) -> str:
+    """How many rows of two runs have the same winner, and those that have not."""
+    first, second = winners(infos), winners(again)
+    both = [row for row in first if row in second]
+    rows = [
+        [row, *(f"{found[row][0]}, {found[row][1]:.2f}" for found in (first, second))]
+        for row in both
+        if first[row][0] != second[row][0]
+    ]
+    won = sum(first[row][0] == "fastbptt" for row in both)
+    said = (
+        f"A second run agrees on who is fastest in {len(both) - len(rows)} of {len(both)} rows; "
+        f"the first has fastbptt ahead in {won}."
+    )
+    if not rows:
+        return said
+    head = ["row", "fastest, ratio", "in the second run"]
+    return f"{said} The others:\n\n{table(head, rows)}"
 
 
 def roofline(limits: dict[int, Info]) -> str:
@@ -229,7 +303,7 @@ def starts(infos: dict[str, Info]) -> str:
         what = "stream of 10⁷ steps, H = 64, k = 8, one core"
         text = f"{seconds:.3g} s, peak memory + {growth / 1e6:.1f} MB"
         rows.append([what, text, "60 s, 50 MB", verdict(seconds <= 60 and growth <= 50e6)])
-    rows += lengthy(infos)
+    rows += lengthy(infos) + lengths(infos)
     return table(["what", "measured", "bar", ""], rows)
 
 
@@ -261,6 +335,35 @@ def lengthy(infos: dict[str, Info]) -> list[list[str]]:
                 met = verdict(median <= 1.1) if name == "vanishing" else verdict(None)
                 rows.append([what, f"{text} x healthy", bar, met])
     return rows
+
+
+def lengths(infos: dict[str, Info]) -> list[list[str]]:
+    """Rows of forward and train over T = 10^5 to 10^7."""
+    rows = []
+    for task, info in infos.items():
+        if " sequence " in task:
+            name, growth = task.split()[0], info["growth_bytes"] / 1e6
+            long, short = (info["seconds"][which] for which in ("long", "short"))
+            what = f"{name}, T = {info['T']:,}, B = 1, H = {info['size']}"
+            text = f"{long * 1e6:.3g} µs/step, {long / short:.2f} x that of T = 1000"
+            rows.append([what, f"{text}; memory + {growth:.0f} MB", "–", verdict(None)])
+    return rows
+
+
+def memory(infos: list[Info]) -> str:
+    names = list(dict.fromkeys(name for info in infos for name in info["growth_bytes"]))
+    rows = [
+        [
+            info["task"].split()[1],
+            *(f"{info['growth_bytes'][name] / 1e6:.0f}" for name in names),
+        ]
+        for info in infos
+    ]
+    T, B, I, H = infos[0]["shape"]
+    return (
+        f"Peak memory of a train call above its inputs, MB, T = {T}, B = {B}, I = {I}, H = {H}:"
+        f"\n\n{table(['cell', *names], rows)}"
+    )
 
 
 def norms(infos: dict[str, Info]) -> str:
@@ -298,7 +401,7 @@ def norms(infos: dict[str, Info]) -> str:
     return "\n\n".join(["Norms:", table(head, rows), *notes])
 
 
-def text(report: dict[str, Any]) -> str:
+def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     """All tables of a report of pytest-benchmark, with the machine they were measured on."""
     machine = report["machine_info"]
     infos = [entry["extra_info"] for entry in report["benchmarks"]]
@@ -329,7 +432,11 @@ def text(report: dict[str, Any]) -> str:
     parts += (
         [norms(others)] if any(task.startswith(("windows", "log_norm")) for task in others) else []
     )
+    remembered = [info for task, info in others.items() if task.startswith("memory")]
+    parts += [memory(remembered)] if remembered else []
     parts += [starts(others)] if others else []
+    if again:
+        parts.append(agreement(infos, [entry["extra_info"] for entry in again["benchmarks"]]))
     return "\n\n".join(parts)
 
 
@@ -345,16 +452,18 @@ def measure() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", nargs="?", type=pathlib.Path, help="made by --benchmark-json")
+    parser.add_argument("--again", type=pathlib.Path, help="a second run, to compare winners")
     parser.add_argument("--readme", type=pathlib.Path, default=HERE.parent / "README.md")
     given = parser.parse_args()
     readme = given.readme.read_text(encoding="utf-8")
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         parser.error(f"{given.readme}: expected {BEGIN} and {END} once each")
     report = json.loads(given.file.read_text()) if given.file else measure()
-    if report["machine_info"]["quick"]:
-        parser.error(f"{given.file}: made by --quick, whose times mean nothing")
+    again = json.loads(given.again.read_text()) if given.again else None
+    if any(run["machine_info"]["quick"] for run in (report, again) if run):
+        parser.error("expected a run without --quick, whose times mean nothing")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    new = f"{before}{BEGIN}\n{text(report)}\n{END}{after}"
+    new = f"{before}{BEGIN}\n{text(report, again)}\n{END}{after}"
     given.readme.write_text(new, encoding="utf-8")
 
 

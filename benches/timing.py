@@ -14,8 +14,18 @@ from typing import Any
 
 import numba
 import numpy as np
-from cases import CHECKED_STEPS, CORES, LOOP_STEPS, TOLERANCE, Case, inputs
-from peers import PEERS, SLOPES, Call, Setup, libraries, numpy_forward, numpy_train
+from cases import CHECKED_STEPS, CORES, TOLERANCE, Case, inputs
+from peers import (
+    PEERS,
+    SLOPES,
+    Call,
+    Setup,
+    libraries,
+    numbers_of_threads,
+    numpy_forward,
+    numpy_train,
+    timed,
+)
 
 import fastbptt as fb
 from fastbptt.kernels.memory import aligned
@@ -206,12 +216,11 @@ def compare(
     errors = {"fastbptt": relative_error(checked, "fastbptt", results)}
     rivals: dict[str, tuple[str, int]] = {}
     for library in libraries(case):
-        for n in peer_threads if library != "fastbptt" else []:
+        own_numbers = numbers_of_threads(library, peer_threads) if library != "fastbptt" else []
+        for n in own_numbers:
             name = f"{library} ({n})"
             rivals[name] = library, n
-            loop = case.task == "stream" and not library.startswith("jax")
-            timed = case.shortened(LOOP_STEPS) if loop else case
-            results = fleet.prepare(library, n, timed, checked)
+            results = fleet.prepare(library, n, timed(case, library), checked)
             errors[name] = relative_error(checked, library, results)
 
     call, beside = setup(case, data), {name: make(case, data) for name, make in own.items()}
