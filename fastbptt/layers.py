@@ -26,8 +26,11 @@ from .threads import available, share, side_by_side, slices, together
 from .weights import Layer
 
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
-# 7 % more of an LSTM's train step at B = 32, H = 256; less, and handing out the work costs as much.
+# 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
+# Chunks for each of several threads before the weight gradients are handed out: the hand-over of one
+# at a time took two threads 8 % of that step, and their caches hold more.
+_CHUNKS_AHEAD = 2
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
 # takes 0.05 us, and to fetch the other's part of h another 0.1.
 _MEMBER_BYTES = 1 << 16
@@ -82,6 +85,10 @@ class _WeightGradients:
 
     Threads share the units, which are da's: each reads some columns of da, which is wide, and all
     of the narrow b.
+
+    Attributes
+    ----------
+    threads : int
     """
 
     def __init__(self, products: list[_Product], db: np.ndarray, cost: float) -> None:
@@ -99,15 +106,17 @@ class _WeightGradients:
                     parts.append((n, column + i0, k0, K, gradient[i0:i1]))
                 origin += count
             self._works.append((parts, gradient_scratch(db.dtype), first == 0))
+        self.threads = len(shares)
 
-    def add(self, da: np.ndarray, factors: list[np.ndarray]) -> None:
-        """Add da' b for the b of each product."""
+    def add(self, chunks: list[tuple[np.ndarray, list[np.ndarray]]]) -> None:
+        """Add da' b for each chunk of da in turn, and the b of each product with it."""
 
         def sums(parts: list[Any], packed: np.ndarray, first: bool) -> None:
-            for n, column, k0, K, gradient in parts:
-                weight_gradient(da, column, factors[n], k0, K, gradient, packed)
-            if first:
-                bias_gradient(da, self._db, self._partial)
+            for da, factors in chunks:
+                for n, column, k0, K, gradient in parts:
+                    weight_gradient(da, column, factors[n], k0, K, gradient, packed)
+                if first:
+                    bias_gradient(da, self._db, self._partial)
 
         side_by_side([partial(sums, *work) for work in self._works])
 
@@ -206,16 +215,18 @@ class LayerPass:
         db = np.zeros(slots.last * Hp, dtype)
         steps = _chunk_steps(N, wide, dtype)
         longest = sequences.longest
-        chunk = aligned((min(steps, longest) * N, wide), dtype)
-        most = self._cost(layer, sequences, 0, min(steps, longest))  # no later chunk has more rows
-        sums = _WeightGradients(products, db, most)
+        # no later chunk has more rows
+        sums = _WeightGradients(
+            products, db, self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, longest))
+        )
+        ahead = steps * (_CHUNKS_AHEAD * sums.threads if sums.threads > 1 else 1)
+        chunk = aligned((min(ahead, longest) * N, wide), dtype)
         memory = Memory(self.h, self.c, self._a, self._kept)
         cell, dy = layer.adjoint_cell, checks.read_only(dy)
-        for t1 in range(longest, 0, -steps):
-            t0 = max(0, t1 - steps)
-            s0, s1 = int(starts[t0 + 1]) - N, int(starts[t1 + 1]) - N
-            da = chunk[: s1 - s0]
-            d = Adjoints(dh, dc, da, dx, step_h, step_c)
+        for t1 in range(longest, 0, -ahead):
+            t0 = max(0, t1 - ahead)
+            s0 = int(starts[t0 + 1])
+            d = Adjoints(dh, dc, chunk[: int(starts[t1 + 1]) - s0], dx, step_h, step_c)
 
             def rows(
                 b0: int, b1: int, d: Adjoints = d, t0: int = t0, t1: int = t1
@@ -224,10 +235,15 @@ class LayerPass:
                 return lambda team: backward(cell, dy, memory, d, starts, lanes(dtype), span, team)
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
-            factors = [checks.read_only(self.h[sequences.before(t0, t1)]), self.x[s0:s1]]
-            if len(products) > len(factors):
-                factors.append(checks.read_only(self._a[s0:s1]))
-            sums.add(da, factors)
+            chunks = []
+            for end in range(t1, t0, -steps):
+                begin = max(t0, end - steps)
+                r0, r1 = int(starts[begin + 1]), int(starts[end + 1])
+                factors = [self.h[sequences.before(begin, end)], self.x[r0 - N : r1 - N]]
+                if len(products) > len(factors):
+                    factors.append(self._a[r0 - N : r1 - N])
+                chunks.append((d.da[r0 - s0 : r1 - s0], [checks.read_only(b) for b in factors]))
+            sums.add(chunks)
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,
