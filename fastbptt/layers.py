@@ -28,8 +28,8 @@ from .weights import Layer
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
-# Chunks for each of several threads before the weight gradients are handed out: the hand-over of one
-# at a time took two threads 8 % of that step, and their caches hold more.
+# Chunks for each of several threads before the weight gradients are handed out: the hand-over of
+# one at a time took two threads 8 % of that step, and their caches hold more.
 _CHUNKS_AHEAD = 2
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
 # takes 0.05 us, and to fetch the other's part of h another 0.1.

@@ -24,11 +24,11 @@ DTYPES = (np.float32, np.float64)
 
 
 @kernel
-def product(A, W, S, C, width):
-    """C = S + A W' with one S for all rows."""
+def product(A, W, S, C, width, back=0):
+    """C = S + A W' with one S for all rows; from the last panels on if `back`."""
     M, K = A.shape
     Np = C.shape[1]
-    panel_matmul(rows(A, 0, K), M, rows(W, 0, 0), K, width, Np, rows(S, 0, 0), rows(C, 0, Np))
+    panel_matmul(rows(A, 0, K), M, rows(W, 0, back), K, width, Np, rows(S, 0, 0), rows(C, 0, Np))
 
 
 def close(got, wanted, K):
@@ -39,13 +39,14 @@ def close(got, wanted, K):
 @settings(deadline=None, max_examples=150)
 @given(
     M=st.integers(1, 40),
-    K=st.integers(1, 70),
+    K=st.one_of(st.integers(1, 70), st.integers(100, 700)),  # a row's tiles depend on K
     N=st.integers(1, 200),
     dtype=st.sampled_from(DTYPES),
     turned=st.booleans(),
+    back=st.integers(0, 1),
     seed=st.integers(0, 99),
 )
-def test_panel_matmul(M, K, N, dtype, turned, seed):
+def test_panel_matmul(M, K, N, dtype, turned, back, seed):
     rng = np.random.default_rng(seed)
     A = rng.uniform(-1, 1, (M, K)).astype(dtype)
     W = rng.uniform(-1, 1, (K, N)).astype(dtype).T if turned else rng.uniform(-1, 1, (N, K))
@@ -53,24 +54,27 @@ def test_panel_matmul(M, K, N, dtype, turned, seed):
     S = aligned((padded(N, dtype),), dtype)
     S[:] = rng.uniform(-1, 1, S.shape)
     C = aligned((M, padded(N, dtype)), dtype)
-    product(A, pack(W), S, C, lanes(dtype))
+    C[:] = np.nan
+    product(A, pack(W), S, C, lanes(dtype), back)
     close(C[:, :N], S[:N] + A.astype(float) @ W.T.astype(float), K)
     np.testing.assert_array_equal(C[:, N:], np.broadcast_to(S[N:], C[:, N:].shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N", [1, 31, 32, 64, 130])
-def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N):
+@pytest.mark.parametrize("K", [37, 150, 300])
+def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N, K):
     rng = np.random.default_rng(0)
-    A, W = rng.normal(size=(23, 37)).astype(dtype), rng.normal(size=(N, 37)).astype(dtype)
+    A, W = rng.normal(size=(23, K)).astype(dtype), rng.normal(size=(N, K)).astype(dtype)
     S = aligned((padded(N, dtype),), dtype)
     S[:] = 1
     C = aligned((23, padded(N, dtype)), dtype)
     product(A, pack(W), S, C, lanes(dtype))
     for M in range(1, 23):
         part = aligned((M, padded(N, dtype)), dtype)
-        product(np.ascontiguousarray(A[23 - M :]), pack(W), S, part, lanes(dtype))
-        np.testing.assert_array_equal(part, C[23 - M :])
+        for back in (0, 1):
+            product(np.ascontiguousarray(A[23 - M :]), pack(W), S, part, lanes(dtype), back)
+            np.testing.assert_array_equal(part, C[23 - M :])
 
 
 @settings(deadline=None, max_examples=80)

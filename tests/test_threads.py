@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastbptt as fb
-from fastbptt import threads
+from fastbptt import layers, threads
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,38 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(B):
         fb.set_num_threads(count)
         for one, many in zip(alone, work(B), strict=True):
             np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("lengths", [None, [900, 0, 1400]])
+def test_the_bits_do_not_depend_on_how_many_chunks_of_a_gradient_are_handed_out(
+    kind, lengths, monkeypatch
+):
+    monkeypatch.setattr(layers, "_CHUNK_BYTES", 1)  # chunks of GRADIENT_ROWS: over twenty of them
+    rng = np.random.default_rng(0)
+    net = getattr(fb, kind)(7, 20, rng=0)
+    x, dy = (rng.normal(size=(1400, 3, n)).astype(np.float32) for n in (7, 20))
+    handed_out = []
+    add = layers._WeightGradients.add
+    monkeypatch.setattr(
+        layers._WeightGradients,
+        "add",
+        lambda self, chunks: handed_out.append(chunks) or add(self, chunks),
+    )
+
+    def gradients():
+        handed_out.clear()
+        return net.trace(x, lengths=lengths).backward(dy).params.values()
+
+    fb.set_num_threads(1)
+    alone = gradients()
+    assert {len(chunks) for chunks in handed_out} == {1}
+    for count in (2, 3):
+        fb.set_num_threads(count)
+        for one, many in zip(alone, gradients(), strict=True):
+            np.testing.assert_array_equal(one, many)
+        assert max(map(len, handed_out)) == 2 * count
 
 
 @pytest.mark.usefixtures("every_call_is_shared")
