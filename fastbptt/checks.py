@@ -100,6 +100,13 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     return result
 
 
+def settled(name: str, kind: str) -> AttributeError:
+    """What assigning to an argument of a net's constructor raises."""
+    return AttributeError(
+        f"{name}: expected no assignment, as the net was made with it; make a new {kind}"
+    )
+
+
 def read_only(y: np.ndarray) -> np.ndarray:
     """A view that cannot be written through.
 

@@ -36,8 +36,14 @@ class Network:
         Of the parameters and of everything that goes in and comes out.
     rng : int, numpy.random.Generator or None
         Draws the parameters from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does.
+
+    Attributes
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype
+        As given; assigning to them raises AttributeError.
     """
 
+    weights: Weights
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of this cell alone, beside those of all
 
     def __init__(
@@ -104,8 +110,12 @@ class Network:
 
     def __setattr__(self, name: str, value: Any) -> None:
         weights = self.__dict__.get("weights")
-        if weights is not None and name in weights.arrays:
+        if weights is None:  # the constructor is at work
+            super().__setattr__(name, value)
+        elif name in weights.arrays:
             self.load_state_dict({**weights.arrays, name: value})
+        elif name in ("weights", "dtype") or name in self.options():
+            raise checks.settled(name, type(self).__name__)  # the packed weights would not know
         else:
             super().__setattr__(name, value)
 
@@ -138,7 +148,7 @@ class Network:
             For another dtype.
         """
         arrays = checks.parameters(mapping, self._shapes(), self.dtype)
-        self.weights = Weights(arrays, *self._design())
+        self.__dict__["weights"] = Weights(arrays, *self._design())
 
     def save(self, path: Any) -> None:
         """Write kind, options and parameters; `fb.load` makes the net of them again.

@@ -16,6 +16,7 @@ from tolerances import tolerance
 
 import fastbptt as fb
 from fastbptt.kernels.activations import TAGS
+from fastbptt.networks import NETWORKS
 
 DTYPES = (np.float32, np.float64)
 
@@ -277,10 +278,47 @@ def test_parameters_are_read_only_and_assignable():
     assert np.isfinite(net(arrays["x"])[0]).all()
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_a_net_was_made_with_is_settled(kind):
+    """Kernels read sizes and dtype from the packed weights, checks from the net."""
+    net = NETWORKS[kind](8, 5, rng=0)
+    wanted = repr(net), net(np.ones((3, 1, 8), np.float32))[0]
+    for name, value in {**net.options(), "dtype": net.dtype, "weights": net.weights}.items():
+        for new in (value, 1, "relu"):
+            with pytest.raises(
+                AttributeError, match=f"^{name}: expected no assignment.*make a new"
+            ):
+                setattr(net, name, new)
+    assert repr(net) == wanted[0]
+    assert_array_equal(net(np.ones((3, 1, 8), np.float32))[0], wanted[1])
+    net.note = "of the user"  # any other name is free
+    assert copy.deepcopy(net).note == "of the user"
+
+
+def test_what_a_feed_forward_net_was_made_with_is_settled():
+    given = [np.eye(3), np.ones((2, 3))]
+    net = fb.FeedForward(given, [np.zeros(3), np.zeros(2)])
+    given[0][:] = 7
+    for name in ("weights", "biases", "dtype", "nonlinearity"):
+        with pytest.raises(AttributeError, match=f"^{name}: expected no assignment.*make a new"):
+            setattr(net, name, getattr(net, name))
+    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_array_equal(other(np.ones(3)), np.tanh([3 * np.tanh(1)] * 2))
+        for arrays in (other.weights, other.biases):
+            with pytest.raises(ValueError, match="read-only"):
+                arrays[0][0] = 0
+            with pytest.raises(TypeError, match="assignment"):
+                arrays[0] = arrays[0]
+
+
 def test_copies_and_pickles():
     net, arrays = small()
+    net(arrays["x"])  # packs the weights
+    assert len(pickle.dumps(net)) < 1.2 * sum(y.nbytes for y in net.state_dict().values()) + 2000
     for other in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert_array_equal(other(arrays["x"])[0], net(arrays["x"])[0])
+        with pytest.raises(ValueError, match="read-only"):
+            other.weight_hh_l0[0] = 0  # its packed copy would go stale
         other.weight_ih_l0 = np.zeros((21, 5), np.float32)
         assert net.weight_ih_l0.any()
     assert "hidden" not in repr(net)
