@@ -65,6 +65,10 @@ class Network:
         self.bidirectional = checks.flag(bidirectional, "bidirectional")
         self.dtype = checks.dtype(dtype)
         generator = checks.generator(rng)
+        L, D, H = self.num_layers, 1 + self.bidirectional, self.hidden_size
+        columns = self.input_size + (L - 1) * D * H + L * (H + 2 * self.bias)
+        needed = D * len(self._design()[0].gates) * H * columns * self.dtype.itemsize
+        checks.memory(needed, f"hidden_size {H}")
         bound = 1 / math.sqrt(self.hidden_size)
         self.load_state_dict(
             {
@@ -143,9 +147,10 @@ class Network:
         Raises
         ------
         ValueError
-            Naming every key that is missing, unexpected or misshapen; nothing is changed then.
+            Naming every key that is missing, unexpected, misshapen or of another dtype; nothing is
+            changed then.
         TypeError
-            For another dtype.
+            If only dtypes are wrong.
         """
         arrays = checks.parameters(mapping, self._shapes(), self.dtype)
         self.__dict__["weights"] = Weights(arrays, *self._design())

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -347,6 +348,12 @@ class TestBadInput:
             (("3", 4), {}, TypeError, "input_size"),
             ((3, 4), {"nonlinearity": "gelu"}, ValueError, "expected one of tanh, relu, sigmoid"),
             ((3, 4), {"nonlinearity": None}, ValueError, "nonlinearity"),
+            (
+                (3, 4),
+                {"nonlinearity": np.array(["tanh"] * 2)},
+                ValueError,
+                "nonlinearity: expected",
+            ),
             ((3, 4), {"dtype": np.float16}, TypeError, "expected float32 or float64, got float16"),
             ((3, 4), {"dtype": int}, TypeError, "dtype"),
             ((3, 4), {"dtype": "complex64"}, TypeError, "dtype"),
@@ -415,12 +422,44 @@ class TestBadInput:
             self.net.load_state_dict(bad)
         for word in ("bias_hh_l0 is missing", "weight_hr_l0 is unexpected", "(21, 3)"):
             assert word in str(raised.value)
-        with pytest.raises(TypeError, match="weight_ih_l0: expected float32, got float64"):
+        bad["weight_ih_l0"] = bad["weight_ih_l0"].astype(float)
+        bad["bias_ih_l0"] = np.ma.zeros(21, np.float32)
+        with pytest.raises(ValueError, match="state_dict") as raised:
+            self.net.load_state_dict(bad)
+        for word in (
+            "bias_hh_l0 is missing",
+            "weight_hr_l0 is unexpected",
+            "weight_ih_l0: expected float32, got float64",
+            "bias_ih_l0: expected an array without a mask",
+            "weight_hh_l0 has shape (21, 3)",
+        ):
+            assert word in str(raised.value)
+        with pytest.raises(
+            TypeError, match="weight_ih_l0: expected float32, got float64"
+        ) as raised:
             self.net.load_state_dict({n: y.astype(float) for n, y in before.items()})
+        assert str(raised.value).count("got float64") == 4
+        assert str(raised.value).count("nothing is converted unasked: use np.asarray(") == 1
         with pytest.raises(TypeError, match="state_dict: expected a mapping"):
             self.net.load_state_dict(3)
         for name, y in self.net.state_dict().items():
             assert_array_equal(y, before[name])
+
+    @pytest.mark.parametrize("empty", [[], np.zeros(0), np.zeros(0, int)])
+    def test_no_lengths(self, empty):
+        with pytest.raises(ValueError, match=r"lengths: expected shape \(4,\).*got \(0,\)"):
+            self.net(self.arrays["x"], lengths=empty)
+
+    @pytest.mark.parametrize("proj_size", [3])
+    def test_projections_say_why_not(self, proj_size):
+        with pytest.raises(NotImplementedError, match=r"proj_size: only 0 .*, got 3: .*h and c"):
+            fb.LSTM(4, 6, proj_size=proj_size)
+
+    def test_a_net_that_no_memory_holds_is_refused_before_it_is_drawn(self):
+        began = time.process_time()
+        with pytest.raises(MemoryError, match=r"hidden_size 10000000: expected .* bytes"):
+            fb.RNN(3, 10**7)
+        assert time.process_time() - began < 0.5
 
 
 def test_every_nonlinearity_of_the_registry_is_in_the_reference():
