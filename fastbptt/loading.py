@@ -95,14 +95,14 @@ def from_state_dict(
     last = max(names, key=lambda found: int(found[3]))
     if int(last[3]) >= len(names):  # before memory is asked for that many layers
         raise ValueError(f"state_dict: {last[0]} is unexpected: layers below it are missing")
-    known = [y.dtype for y in (w_hh, *arrays.values()) if getattr(y, "dtype", 0) in checks.DTYPES]
+    dtypes = [y.dtype for y in (w_hh, *arrays.values()) if getattr(y, "dtype", 0) in checks.DTYPES]
     net = NETWORKS[checks.choice(kind, "kind", NETWORKS)](
         I,
         H,
         1 + int(last[3]),
         bias=any(found[1] == "bias" for found in names),
         bidirectional=any(found[4] for found in names),
-        dtype=known[0] if known else w_hh.dtype,  # which is refused
+        dtype=dtypes[0] if dtypes else w_hh.dtype,  # which is refused
         rng=0,
         **options,
     )
