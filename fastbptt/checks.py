@@ -4,6 +4,7 @@ Each message names the argument, what was expected, what came and, where one hel
 """
 
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,7 +46,8 @@ def flag(value: Any, name: str) -> bool:
 
 def choice(value: Any, name: str, choices: Iterable[str]) -> str:
     """One of a few words."""
-    if value not in (known := tuple(choices)):
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     return value
 
@@ -82,6 +84,19 @@ def generator(rng: Any) -> np.random.Generator:
         ) from None
 
 
+def memory(needed: int, what: str) -> None:
+    """Refuse what this machine cannot hold before it is drawn; needed in bytes."""
+    try:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return
+    if needed > have:
+        raise MemoryError(
+            f"{what}: expected parameters of at most {have:,} bytes, this machine's memory, got "
+            f"{needed:,}"
+        )
+
+
 def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     """A float array of the dtype wanted: nothing is converted, so that nothing is lost unsaid."""
     if isinstance(value, np.ma.MaskedArray):
@@ -94,10 +109,31 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
         ) from None
     if result.dtype != expected:
         raise TypeError(
-            f"{name}: expected {expected}, got {result.dtype}; nothing is converted unasked: "
-            f"use np.asarray({name}, np.{expected}), or make the net of the other dtype"
+            f"{name}: expected {expected}, got {result.dtype}; {_unconverted(name, expected)}"
         )
     return result
+
+
+def _unconverted(name: str, expected: np.dtype) -> str:
+    return (
+        f"nothing is converted unasked: use np.asarray({name}, np.{expected}), or make the net of "
+        "the other dtype"
+    )
+
+
+def _plain(value: Any, name: str, what: str) -> np.ndarray:
+    """Any array at all; lists that are none raise."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected {what}, got {type(value).__name__}") from None
+
+
+def settled(name: str, kind: str) -> AttributeError:
+    """What assigning to an argument of a net's constructor raises."""
+    return AttributeError(
+        f"{name}: expected no assignment, as the net was made with it; make a new {kind}"
+    )
 
 
 def read_only(y: np.ndarray) -> np.ndarray:
@@ -138,10 +174,10 @@ def states(
 
 def lengths(value: Any, T: int, B: int) -> np.ndarray:
     """Steps of each of B sequences, 0 .. T."""
-    result = np.asarray(value)
+    result = _plain(value, "lengths", "integers")
     if result.size == 0 and B == 0:
         return np.zeros(0, np.int64)
-    if result.dtype.kind not in "iu":
+    if result.size and result.dtype.kind not in "iu":  # an empty list is of floats
         raise TypeError(f"lengths: expected integers, got {result.dtype}")
     if result.shape != (B,):
         raise ValueError(f"lengths: expected shape ({B},), one a sequence, got {result.shape}")
@@ -155,7 +191,7 @@ def lengths(value: Any, T: int, B: int) -> np.ndarray:
 
 def mask(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """An array of bools."""
-    result = np.asarray(value)
+    result = _plain(value, name, "bools")
     if result.dtype != bool:
         raise TypeError(f"{name}: expected bools, got {result.dtype}")
     if result.shape != shape:
@@ -182,18 +218,30 @@ def sequence(x: Any, name: str, expected: np.dtype, features: int, batch_first: 
 def parameters(
     mapping: Any, shapes: Mapping[str, tuple[int, ...]], expected: np.dtype
 ) -> dict[str, np.ndarray]:
-    """A state dict; every missing, unexpected and misshapen key is named in one error."""
+    """A state dict; every key that is missing, unexpected, misshapen or of another dtype is named.
+
+    A TypeError if dtypes are all that is wrong.
+    """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"state_dict: expected a mapping, got {type(mapping).__name__}")
     faults = [f"{name} is missing" for name in shapes if name not in mapping]
     faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
-    arrays = {name: array(mapping[name], name, expected) for name in shapes if name in mapping}
-    for name, value in arrays.items():
+    arrays: dict[str, np.ndarray] = {}
+    mistyped = []
+    for name in [name for name in shapes if name in mapping]:
+        try:
+            value = arrays[name] = array(mapping[name], name, expected)
+        except TypeError as error:
+            mistyped.append(str(error).partition(";")[0])
+            continue
         if value.shape != shapes[name]:
             turned = "; is it transposed?" if value.T.shape == shapes[name] else ""
             faults.append(f"{name} has shape {value.shape}, expected {shapes[name]}{turned}")
+    hint = [_unconverted("...", expected)] if mistyped else []
     if faults:
-        raise ValueError("state_dict: " + "; ".join(faults))
+        raise ValueError("state_dict: " + "; ".join(faults + mistyped + hint))
+    if mistyped:
+        raise TypeError("state_dict: " + "; ".join(mistyped + hint))
     return arrays
 
 

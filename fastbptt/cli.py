@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What says which net reads what: --jacobians stands in their place.
+_OF_A_NET = (
+    "input", "cell", "nonlinearity", "hidden", "layers", "gain", "weights", "steps", "dtype",
+)  # fmt: skip
+
+
 def _net_options(add: Callable[..., Any], steps: int) -> None:
     """What says which net reads what, and how the result is printed."""
     add(
@@ -44,7 +51,7 @@ def _net_options(add: Callable[..., Any], steps: int) -> None:
         help="text, .npy of (T, I), or .wav (Python's language reference)",
     )
     add("--cell", help="rnn, gru, lstm or mgu (rnn, or that of --weights)")
-    add("--nonlinearity", default="tanh", help="of the rnn: tanh, relu or sigmoid (%(default)s)")
+    add("--nonlinearity", help="of the rnn: tanh, relu or sigmoid (tanh)")
     add("--hidden", type=int, help="units (128)")
     add("--layers", type=int, help="layers (1)")
     add("--gain", type=float, help="spectral norm given to W_hh (as PyTorch initialises it)")
@@ -68,6 +75,8 @@ def _log(message: str) -> None:
 
 def _stored(args: argparse.Namespace) -> Any:
     """The net of --weights, without pickle."""
+    import numpy as np
+
     from . import files, from_state_dict, load
 
     path, options = args.weights, {}
@@ -75,23 +84,39 @@ def _stored(args: argparse.Namespace) -> Any:
         arrays, about = files.read_arrays(path, "weights")
         if about is None:  # not from net.save: its options are those of the command line
             gates = arrays["weight_hh_l0"].shape if "weight_hh_l0" in arrays else ()
-            if len(gates) == 2 and gates[0] == gates[1]:
+            if len(gates) == 2 and gates[0] == gates[1] and args.nonlinearity is not None:
                 options["nonlinearity"] = args.nonlinearity
             arrays = {n: y.astype(args.dtype) if args.dtype else y for n, y in arrays.items()}
             net = from_state_dict(arrays, args.cell and args.cell.upper(), **options)
         else:
             net = load(path)
+            if net.batch_first:  # here a sequence is read by chunks of time
+                options = {name: getattr(net, name) for name in net.OPTIONS}
+                net = from_state_dict(net.state_dict(), type(net).__name__, **options)
     except (OSError, TypeError, ValueError, ImportError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"--weights {path}: {str(reason).removeprefix(f'{path}: ')}") from None
+        reason = files.reason(error).removeprefix(f"{path}: ")
+        raise ValueError(f"--weights {path}: {reason}") from None
     for option, given, has in (
         ("--hidden", args.hidden, net.hidden_size),
         ("--layers", args.layers, net.num_layers),
         ("--dtype", args.dtype, str(net.dtype)),
         ("--cell", args.cell, type(net).__name__.lower()),
+        ("--nonlinearity", args.nonlinearity, getattr(net, "nonlinearity", "none")),
     ):
         if given not in (None, has):
             raise ValueError(f"{option} {given}: --weights has {has}")
+    if net.bidirectional:
+        raise ValueError(
+            f"--weights {path}: expected a net of one direction, got {net}: the states of two are "
+            "no chain"
+        )
+    for name, y in net.state_dict().items():
+        odd = y[~np.isfinite(y)]
+        if odd.size:
+            raise ValueError(
+                f"--weights {path}: {name} holds {odd[0]}, expected finite numbers; did its "
+                "training diverge?"
+            )
     return net
 
 
@@ -106,9 +131,19 @@ def _network(args: argparse.Namespace, I: int, net: Any) -> Any:
         layers = checks.size(1 if args.layers is None else args.layers, "--layers")
         kinds = {kind.lower(): kind for kind in networks.NETWORKS}
         kind = networks.NETWORKS[kinds[checks.choice(args.cell or "rnn", "--cell", kinds)]]
-        options = {"nonlinearity": args.nonlinearity} if kind is networks.RNN else {}
+        options = {}
+        if args.nonlinearity is not None:
+            if kind is not networks.RNN:
+                raise ValueError(
+                    f"--nonlinearity {args.nonlinearity}: only an rnn has one, got {args.cell}"
+                )
+            options["nonlinearity"] = args.nonlinearity
         dtype = args.dtype or "float32"
-        net = kind(I, hidden, layers, dtype=dtype, rng=args.seed, **options)
+        try:
+            net = kind(I, hidden, layers, dtype=dtype, rng=args.seed, **options)
+        except MemoryError as error:
+            reason = str(error).partition(": ")[2]
+            raise MemoryError(f"--hidden {hidden}: {reason}") from None
     elif net.input_size != I:
         raise ValueError(
             f"--weights {args.weights}: weight_ih_l0 has shape {net.weight_ih_l0.shape}, but the "
@@ -129,7 +164,7 @@ def _sequence(args: argparse.Namespace, dtype: Any) -> Any:
     """What is to be read, of the steps asked for."""
     import numpy as np
 
-    from . import checks
+    from . import checks, files
     from .diagnosis import sources
 
     steps = None if args.steps is None else checks.size(args.steps, "--steps", least=2)
@@ -138,7 +173,11 @@ def _sequence(args: argparse.Namespace, dtype: Any) -> Any:
         _log(f"reading the language reference of Python {platform.python_version()}")
         steps = steps or 100_000
     else:
-        x = sources.read(args.input, dtype)
+        try:
+            x = sources.read(args.input, dtype)
+        except ValueError as error:
+            reason = files.reason(error).removeprefix(f"{pathlib.Path(args.input)}: ")
+            raise ValueError(f"--input {args.input}: {reason}") from None
     have = x.shape[0]
     if isinstance(x, sources.OneHot):
         if steps and steps > have:
@@ -233,7 +272,7 @@ def _given_jacobians(args: argparse.Namespace) -> Any:
     """The chain of --jacobians."""
     import numpy as np
 
-    from . import MatrixChain
+    from . import MatrixChain, files
 
     path = args.jacobians
     if args.plot is not None:
@@ -246,8 +285,8 @@ def _given_jacobians(args: argparse.Namespace) -> Any:
             y = y.astype(np.float64)
         return MatrixChain(y)
     except (OSError, TypeError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"--jacobians {path}: {str(reason).removeprefix('J: ')}") from None
+        reason = files.reason(error).removeprefix("J: ")
+        raise ValueError(f"--jacobians {path}: {reason}") from None
 
 
 def _norms(args: argparse.Namespace) -> None:
@@ -255,6 +294,11 @@ def _norms(args: argparse.Namespace) -> None:
     from .diagnosis import norms_report
 
     if args.jacobians is not None:
+        clash = [f"--{name}" for name in _OF_A_NET if getattr(args, name) is not None]
+        if clash:
+            raise ValueError(
+                f"--jacobians: expected without {', '.join(clash)}, which say what net reads what"
+            )
         chain, name = _given_jacobians(args), os.path.basename(args.jacobians)
     else:
         if args.steps is None and args.input is None:

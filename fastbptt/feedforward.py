@@ -31,6 +31,11 @@ class FeedForward:
     nonlinearity : {"tanh", "relu", "sigmoid"}
         Of every layer.
 
+    Attributes
+    ----------
+    weights, biases, nonlinearity, dtype
+        As given, in tuples of read-only copies; assigning to them raises AttributeError.
+
     Raises
     ------
     TypeError, ValueError
@@ -50,22 +55,39 @@ class FeedForward:
         if not isinstance(weights, Sequence) or not len(weights):
             raise TypeError("weights: expected a sequence of at least one matrix")
         self.dtype = checks.dtype(np.asarray(weights[0]).dtype)
-        self.weights = [np.array(checks.array(w, f"weights[{l}]", self.dtype)) for l, w in
-                        enumerate(weights)]  # fmt: skip
+        self.weights = tuple(
+            checks.read_only(np.array(checks.array(w, f"weights[{l}]", self.dtype)))
+            for l, w in enumerate(weights)
+        )
         for l, w in enumerate(self.weights):
             below = self.weights[l - 1].shape[0] if l else None
             if w.ndim != 2 or 0 in w.shape or (l and w.shape[1] != below):
                 columns = "n" if below is None else below
                 raise ValueError(f"weights[{l}]: expected shape (m, {columns}), got {w.shape}")
-        self.biases: list[np.ndarray] | None = None
-        if biases is not None:
-            if not isinstance(biases, Sequence) or len(biases) != len(self.weights):
-                raise ValueError(f"biases: expected {len(self.weights)}, one a layer")
-            self.biases = [
-                checks.shaped(b, f"biases[{l}]", self.dtype, (len(self.weights[l]),)).copy()
+        if biases is not None and (
+            not isinstance(biases, Sequence) or len(biases) != len(self.weights)
+        ):
+            raise ValueError(f"biases: expected {len(self.weights)}, one a layer")
+        self.biases = (
+            biases
+            if biases is None
+            else tuple(
+                checks.read_only(
+                    checks.shaped(b, f"biases[{l}]", self.dtype, (len(self.weights[l]),)).copy()
+                )
                 for l, b in enumerate(biases)
-            ]
+            )
+        )
         self.nonlinearity = checks.choice(nonlinearity, "nonlinearity", TAGS)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:  # a trace reads them again
+            raise checks.settled(name, "FeedForward")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The arguments: NumPy's own copies and pickles of the arrays could be written to."""
+        return type(self), (self.weights, self.biases, self.nonlinearity)
 
     def __call__(self, x: Any) -> np.ndarray:
         """h_L (B,n_L) of x (B,I), or (n_L,) of (I,)."""
@@ -73,6 +95,8 @@ class FeedForward:
 
     def trace(self, x: Any) -> "FeedForwardTrace":
         """A forward pass over x (B,I) or (I,), kept for `backward` and `chain`.
+
+        x is kept and not copied, and `backward` reads it again: do not change it before.
 
         Raises
         ------

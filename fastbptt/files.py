@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,8 @@ _BROKEN = (
 @contextlib.contextmanager
 def replacing(path: Any) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    # of this thread alone: others may write to the same path
+    temporary = f"{os.fspath(path)}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -52,7 +54,16 @@ def reading(path: Any, what: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        raise ValueError(f"{os.fspath(path)}: not {what} ({error})") from None
+        raise ValueError(f"{os.fspath(path)}: not {what} ({reason(error)})") from None
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a file, without its name and without NumPy's advice to allow pickle."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "allow_pickle" in str(error):
+        return "no array of numbers; nothing is unpickled"
+    return str(error)
 
 
 def write_arrays(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -87,7 +98,10 @@ def read_arrays(path: Any, what: str) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def _suffix(path: Any) -> str:
-    suffix = pathlib.Path(path).suffix
+    try:
+        suffix = pathlib.Path(path).suffix
+    except TypeError:
+        raise TypeError(f"path: expected a str or path-like, got {type(path).__name__}") from None
     if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"path: expected a name in .npz or .safetensors, got {os.fspath(path)!r}")
     return suffix
@@ -109,5 +123,8 @@ def read_npz(path: Any, what: str) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         whole = io.BytesIO(file.read())  # what goes wrong from here on is not the disk
     with reading(path, what):
+        if not zipfile.is_zipfile(whole):
+            raise ValueError("expected an .npz archive, got a file of another kind or cut short")
+        whole.seek(0)
         arrays = np.load(whole, allow_pickle=False)
         return {name: arrays[name] for name in arrays.files}

@@ -51,9 +51,9 @@ def from_state_dict(
     Raises
     ------
     ValueError
-        Naming every key that is missing, unexpected or misshapen.
+        Naming every key that is missing, unexpected, misshapen or of another dtype than the rest.
     TypeError
-        For other dtypes than float32 and float64, or mixed ones.
+        If only dtypes are wrong: others than float32 and float64, or mixed ones.
     NotImplementedError
         For projections (`weight_hr_l0`).
 
@@ -65,6 +65,8 @@ def from_state_dict(
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"mapping: expected a mapping, got {type(mapping).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
     inside = {str(name): y for name, y in mapping.items() if str(name).startswith(prefix)}
     arrays = {name[len(prefix) :]: _plain(y, name) for name, y in inside.items()}
     if any(name.startswith("weight_hr") for name in arrays):
@@ -93,13 +95,14 @@ def from_state_dict(
     last = max(names, key=lambda found: int(found[3]))
     if int(last[3]) >= len(names):  # before memory is asked for that many layers
         raise ValueError(f"state_dict: {last[0]} is unexpected: layers below it are missing")
+    dtypes = [y.dtype for y in (w_hh, *arrays.values()) if getattr(y, "dtype", 0) in checks.DTYPES]
     net = NETWORKS[checks.choice(kind, "kind", NETWORKS)](
         I,
         H,
         1 + int(last[3]),
         bias=any(found[1] == "bias" for found in names),
         bidirectional=any(found[4] for found in names),
-        dtype=w_hh.dtype,
+        dtype=dtypes[0] if dtypes else w_hh.dtype,  # which is refused
         rng=0,
         **options,
     )
@@ -180,6 +183,14 @@ def _nonlinearity(kind: str, given: tuple[str, ...], options: dict[str, Any]) ->
     raise NotImplementedError(f"activations: {', '.join(given)} of a {kind} are not implemented")
 
 
+def _of_words(activations: Any) -> None:
+    if not isinstance(activations, (list, tuple)) or not all(
+        isinstance(word, str) for word in activations
+    ):
+        got = type(activations).__name__
+        raise TypeError(f"activations: expected a sequence of str, got {got}")
+
+
 def _named(layer: int, direction: int) -> str:
     return f"_l{layer}" + "_reverse" * direction
 
@@ -255,9 +266,14 @@ def from_onnx(
     Bs = [None] * len(Ws) if B is None else _layers(B)
     if not len(Ws) == len(Rs) == len(Bs):
         raise ValueError(f"W, R, B: expected as many of each, got {len(Ws)}, {len(Rs)}, {len(Bs)}")
+    flag = linear_before_reset
+    flag = flag if isinstance(flag, bool) else checks.size(flag, "linear_before_reset", least=0)
+    if flag > 1:
+        raise ValueError(f"linear_before_reset: expected 0 or 1, got {flag}")
     if kind == "GRU":
-        options["reset_after"] = bool(linear_before_reset)
+        options["reset_after"] = bool(flag)
     if activations is not None:
+        _of_words(activations)
         options |= _nonlinearity(kind, tuple(word.lower() for word in activations), options)
     arrays: dict[str, np.ndarray] = {}
     for layer, (w, r, b) in enumerate(zip(Ws, Rs, Bs, strict=True)):
@@ -320,8 +336,11 @@ def from_keras(
     """
     orders = {"RNN": "a", "GRU": "zrn", "LSTM": "ifgo"}
     order = orders[checks.choice(kind, "kind", orders)]
-    nested = len(weights) > 0 and isinstance(weights[0], (list, tuple))
+    nested = isinstance(weights, (list, tuple)) and isinstance((*weights, 0)[0], (list, tuple))
     stack = list(weights) if nested else [weights]
+    for given in stack:
+        if not isinstance(given, (list, tuple)):
+            raise TypeError(f"weights: expected a list of arrays, got {type(given).__name__}")
     if kind == "GRU":
         options["reset_after"] = checks.flag(reset_after, "reset_after")
     arrays: dict[str, np.ndarray] = {}

@@ -36,8 +36,14 @@ class Network:
         Of the parameters and of everything that goes in and comes out.
     rng : int, numpy.random.Generator or None
         Draws the parameters from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn does.
+
+    Attributes
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype
+        As given; assigning to them raises AttributeError.
     """
 
+    weights: Weights
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of this cell alone, beside those of all
 
     def __init__(
@@ -59,6 +65,10 @@ class Network:
         self.bidirectional = checks.flag(bidirectional, "bidirectional")
         self.dtype = checks.dtype(dtype)
         generator = checks.generator(rng)
+        L, D, H = self.num_layers, 1 + self.bidirectional, self.hidden_size
+        columns = self.input_size + (L - 1) * D * H + L * (H + 2 * self.bias)
+        needed = D * len(self._design()[0].gates) * H * columns * self.dtype.itemsize
+        checks.memory(needed, f"hidden_size {H}")
         bound = 1 / math.sqrt(self.hidden_size)
         self.load_state_dict(
             {
@@ -104,8 +114,12 @@ class Network:
 
     def __setattr__(self, name: str, value: Any) -> None:
         weights = self.__dict__.get("weights")
-        if weights is not None and name in weights.arrays:
+        if weights is None:  # the constructor is at work
+            super().__setattr__(name, value)
+        elif name in weights.arrays:
             self.load_state_dict({**weights.arrays, name: value})
+        elif name in ("weights", "dtype") or name in self.options():
+            raise checks.settled(name, type(self).__name__)  # the packed weights would not know
         else:
             super().__setattr__(name, value)
 
@@ -133,12 +147,13 @@ class Network:
         Raises
         ------
         ValueError
-            Naming every key that is missing, unexpected or misshapen; nothing is changed then.
+            Naming every key that is missing, unexpected, misshapen or of another dtype; nothing is
+            changed then.
         TypeError
-            For another dtype.
+            If only dtypes are wrong.
         """
         arrays = checks.parameters(mapping, self._shapes(), self.dtype)
-        self.weights = Weights(arrays, *self._design())
+        self.__dict__["weights"] = Weights(arrays, *self._design())
 
     def save(self, path: Any) -> None:
         """Write kind, options and parameters; `fb.load` makes the net of them again.

@@ -127,7 +127,8 @@ class LSTM(Network):
     input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         As of every `Network`; G = 4 gates, i f g o.
     proj_size : int
-        Only 0 is implemented.
+        Only 0 is implemented: a projection makes h and c differ in size, and the kernels' rows are
+        of one padded width for both.
 
     Raises
     ------
@@ -163,7 +164,10 @@ class LSTM(Network):
         rng: Any = None,
     ) -> None:
         if checks.size(proj_size, "proj_size", least=0) > 0:
-            raise NotImplementedError(f"proj_size: only 0 is implemented, got {proj_size}")
+            raise NotImplementedError(
+                f"proj_size: only 0 is implemented, got {proj_size}: a projection makes h and c "
+                "differ in size, and the kernels' rows are of one width for both"
+            )
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )

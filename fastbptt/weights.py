@@ -157,6 +157,10 @@ class Weights:
         self.dtype = self.layers[0].dtype
         self.hidden_size = self.layers[0].hidden_size
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The arrays alone: NumPy's own copies and pickles of them could be written to."""
+        return Weights, (self.arrays, self.design, self.layers[0].make)
+
     def _stacked(self, cells: list[Any]) -> Any:
         """The cells of all layers as one, their arrays one after the other."""
         if len(cells) == 1:

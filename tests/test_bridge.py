@@ -110,16 +110,20 @@ def test_results_and_gradients_of_any_subset(
             close(one, other)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(kind):
+def test_gradcheck(kind, packed):
     module = getattr(bridge, kind)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    parts = 2 if kind == "LSTM" else 1
+    states = [torch.randn(4, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(parts)]
 
-    def outputs(x, *_):
-        output, state = module(x)
-        return output, *parts_of(state)
+    def outputs(x, *rest):
+        given = pack_padded_sequence(x, [2, 4], enforce_sorted=False) if packed else x
+        output, state = module(given, rest[:2] if parts == 2 else rest[0])
+        return output.data if packed else output, *parts_of(state)
 
-    assert torch.autograd.gradcheck(outputs, (x, *module.parameters()))
+    assert torch.autograd.gradcheck(outputs, (x, *states, *module.parameters()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +159,28 @@ def test_dropout_between_layers(kind):
     close(ours(x)[0], theirs(x)[0])
 
 
+@pytest.mark.parametrize("p", [0.5, 0.2])
+def test_dropout_scales_what_it_leaves(p):
+    """A lower layer of ones and an upper one that hands them on: the output is the mask."""
+    module = bridge.RNN(3, 64, 2, nonlinearity="relu", dropout=p)
+    with torch.no_grad():
+        for y in module.parameters():
+            y.zero_()
+        module.bias_ih_l0.fill_(1)
+        module.weight_ih_l1.copy_(torch.eye(64))
+    torch.manual_seed(0)
+    output, _ = module(torch.randn(50, 20, 3))
+    close(output.unique(), torch.tensor([0, 1 / (1 - p)]))
+    deviation = ((output > 0).sum() - output.numel() * (1 - p)) / (
+        output.numel() * p * (1 - p)
+    ) ** 0.5
+    assert abs(deviation) < 5
+    assert (output[0] != output[1]).any()  # a mask of its own for each step
+    assert (output[:, 0] != output[:, 1]).any()  # and sequence
+    output.sum().backward()
+    close(module.bias_ih_l0.grad, output.sum((0, 1)).detach())
+
+
 def test_without_gradients_nothing_is_kept():
     module, x = bridge.LSTM(3, 5), torch.randn(6, 2, 3)
     wanted = module(x)[0].detach()
@@ -180,15 +206,33 @@ def test_changes_of_the_weights_are_seen_however_they_come():
 
 
 def test_changes_in_place_between_forward_and_backward_are_noticed():
-    for change in ("x", "output", "weight"):
+    for change in ("x", "weight"):
         module, x = bridge.RNN(3, 16), torch.randn(6, 2, 3, requires_grad=True)
         given_x = x * 1
         output, _ = module(given_x)
         loss = (output * output).sum() if change == "weight" else output.sum()
         with torch.no_grad():
-            {"x": given_x, "output": output, "weight": module.weight_hh_l0}[change].add_(1)
+            {"x": given_x, "weight": module.weight_hh_l0}[change].add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output_may_be_changed_in_place(kind, batch_first):
+    """As that of torch.nn's RNN and GRU; where H = 64 nothing is padded."""
+    theirs, ours = twins(kind, 3, 64, batch_first=batch_first)
+    x = torch.randn(6, 2, 3)
+    wanted = theirs(x)[0].relu()
+    wanted.square().sum().backward()
+    output, state = ours(x)
+    before = [y.clone() for y in parts_of(state)]
+    output.relu_().square().sum().backward()
+    close(output, wanted)
+    for one, other in zip(parts_of(state), before, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        close(one.grad, other.grad)
 
 
 def test_several_forwards_before_and_several_backwards_after():
@@ -247,6 +291,52 @@ def test_modules_that_cannot_be_computed_say_so():
         bridge.LSTM(4, 6)(x, (torch.zeros(1, 2, 6),) * 3)
 
 
+STATE = torch.zeros(1, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "hx", "message"),
+    [
+        (
+            "GRU",
+            np.zeros((3, 2, 4)),
+            None,
+            "input: expected a Tensor or PackedSequence, got ndarray",
+        ),
+        ("GRU", None, None, "input: expected a Tensor or PackedSequence, got NoneType"),
+        ("GRU", torch.zeros(3, 2, 4), (STATE,), "hx: expected a Tensor, got tuple"),
+        ("RNN", torch.zeros(3, 2, 4), STATE.numpy(), "hx: expected a Tensor, got ndarray"),
+        (
+            "LSTM",
+            torch.zeros(3, 2, 4),
+            torch.zeros(2, 1, 2, 6),
+            "hx: expected a tuple .* got Tensor",
+        ),
+        ("LSTM", torch.zeros(3, 2, 4), STATE, "hx: expected a tuple .* got Tensor"),
+        (
+            "LSTM",
+            torch.zeros(3, 2, 4),
+            (STATE, STATE.numpy()),
+            "hx: expected a Tensor, got ndarray",
+        ),
+        ("LSTM", torch.zeros(3, 2, 4), (STATE, None), "hx: expected a Tensor, got NoneType"),
+    ],
+)
+def test_what_is_no_tensor_is_said(kind, x, hx, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(bridge, kind)(4, 6)(x, hx)
+
+
+def test_a_list_of_states_and_no_steps():
+    """torch.nn takes the first as well, and raises for the second."""
+    module, x = bridge.LSTM(4, 6), torch.randn(3, 2, 4)
+    assert torch.equal(module(x, [STATE, STATE])[0], module(x)[0])
+    output, (h, c) = module(x[:0], (STATE + 1, STATE + 2))
+    assert output.shape == (0, 2, 6)
+    assert torch.equal(h, STATE + 1)
+    assert torch.equal(c, STATE + 2)
+
+
 class Model(torch.nn.Module):
     """Layers of every kind, in the model and in its parts."""
 
@@ -290,7 +380,8 @@ def test_accelerate_and_restore_leave_everything_else_in_place():
     close(stepped, model(x))
     assert type(bridge.accelerate(torch.nn.GRU(3, 4))) is bridge.GRU
     own = type("Own", (torch.nn.GRU,), {})(3, 4)
-    assert type(bridge.accelerate(own)) is type(own)  # it may do something else
+    with pytest.warns(UserWarning, match=r"leaves alone the model \(Own is a subclass"):
+        assert type(bridge.accelerate(own)) is type(own)
 
 
 def test_accelerate_names_what_it_leaves_alone():
@@ -298,6 +389,18 @@ def test_accelerate_names_what_it_leaves_alone():
     with pytest.warns(UserWarning, match=r"0 \(proj_size=2.*1 \(weight_ih_l0 is of torch.float16"):
         bridge.accelerate(model)
     assert type(model[0]) is torch.nn.LSTM
+
+
+def test_accelerate_names_subclasses_but_for_its_own():
+    model = torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.LSTM(4, 5))
+    torch.nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
+    before = type(model[0])
+    with pytest.warns(UserWarning, match=r"leaves alone 0 \(ParametrizedGRU is a subclass[^;]*$"):
+        bridge.accelerate(model)
+    assert type(model[0]) is before
+    assert type(model[1]) is bridge.LSTM
+    bridge.accelerate(model[1])  # once more, and of whoever subclasses the bridge's: no warning
+    bridge.accelerate(type("Own", (bridge.GRU,), {})(3, 4))
 
 
 def test_copies_pickles_and_state_dicts():

@@ -106,6 +106,21 @@ def test_weights_of_a_trained_net(capsys, folder):
     assert "float32" in single["net"]
 
 
+@pytest.mark.parametrize("command", ["diagnose", "norms"])
+def test_a_saved_net_that_is_batch_first(capsys, folder, command):
+    rng = np.random.default_rng(0)
+    np.save("x.npy", rng.normal(size=(60, 4)))
+    found = []
+    for batch_first in (False, True):
+        net = fb.GRU(4, 6, 2, reset_after=False, batch_first=batch_first, rng=0)
+        net.save("w.npz")
+        code, out, err = run(capsys, command, "--json", "--weights", "w.npz", "--input", "x.npy")
+        assert code == 0, err
+        found.append({n: y for n, y in json.loads(out).items() if n != "steps_per_second"})
+    assert "reset_after=False" in json.dumps(found[0])
+    assert found[0] == found[1]
+
+
 def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
     J = np.random.default_rng(0).normal(size=(40, 5, 5))
     np.save("J.npy", J)
@@ -136,6 +151,14 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
         ("--jacobians flat.npy", "expected shape (T, N, N)"),
         ("--jacobians words.npy", "real numbers"),
         ("--jacobians flat.npy --plot a.word", "--plot a.word"),
+        ("--jacobians junk.npy", "--jacobians junk.npy: no array of numbers; nothing is unpickled"),
+        ("--jacobians J.npy --weights w.npz", "--jacobians: expected without --weights, which"),
+        ("--jacobians J.npy --dtype float16", "--jacobians: expected without --dtype"),
+        ("--jacobians J.npy --steps 9 --gain 2", "--jacobians: expected without --gain, --steps"),
+        ("--jacobians J.npy --hidden 8 --cell gru", "expected without --cell, --hidden"),
+        ("--jacobians J.npy --nonlinearity tanh", "expected without --nonlinearity"),
+        ("--jacobians J.npy --layers 1 --input x.txt", "expected without --input, --layers"),
+        ("--weights both.npz", "--weights both.npz: expected a net of one direction, got GRU("),
         ("--steps 0", "--steps: expected at least 2"),
         ("--probes 0 --steps 9", "--probes"),
         ("--delta 2 --steps 9", "--delta"),
@@ -145,6 +168,9 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
 def test_a_mistake_with_norms_is_one_line(capsys, folder, argv, message):
     np.save("flat.npy", np.zeros((3, 4)))
     np.save("words.npy", np.array(["a"]))
+    np.save("J.npy", np.zeros((3, 2, 2)))
+    (folder / "junk.npy").write_bytes(b"junk" * 9)
+    fb.GRU(4, 6, bidirectional=True).save("both.npz")
     code, out, err = run(capsys, "norms", *argv.split())
     assert (code, out) == (2, "")
     errors = [line for line in err.splitlines() if not line.startswith("reading")]
@@ -191,6 +217,11 @@ def bad_files(folder):
     np.savez(folder / "transposed.npz", **{**good, "weight_ih_l0": good["weight_ih_l0"].T})
     np.savez(folder / "half.npz", **{n: y.astype(np.float16) for n, y in good.items()})
     np.savez(folder / "good.npz", **good)
+    for name, value in (("nan", np.nan), ("inf", -np.inf)):
+        np.savez(folder / f"{name}.npz", **{**good, "bias_hh_l0": np.full(6, value, "f4")})
+    fb.RNN(4, 6, bidirectional=True).save(folder / "both.npz")
+    fb.GRU(4, 6).save(folder / "gru.npz")
+    (folder / "junk.npy").write_bytes(b"junk" * 9)
     (folder / "cut.npz").write_bytes((folder / "good.npz").read_bytes()[:150])
     (folder / "words.npz").write_text("words")
     np.save(folder / "one.npy", np.zeros(3))
@@ -213,7 +244,8 @@ def bad_files(folder):
         ("--input empty.txt", "empty.txt: the text is empty"),
         ("--input latin.txt", "latin.txt: 'utf-8'"),
         ("--input one.npy", "one.npy: expected shape"),
-        ("--input objects.npy", "objects.npy"),
+        ("--input objects.npy", "objects.npy: no array of numbers; nothing is unpickled"),
+        ("--input junk.npy", "junk.npy: no array of numbers; nothing is unpickled"),
         ("--input complex.npy", "complex.npy: expected real"),
         ("--input cut.npy", "cut.npy"),
         ("--input words.wav", "words.wav"),
@@ -222,6 +254,8 @@ def bad_files(folder):
         ("--nonlinearity gelu", "nonlinearity: expected one of tanh, relu, sigmoid"),
         ("--hidden -3", "--hidden: expected at least 1, got -3"),
         ("--hidden many", "--hidden"),
+        ("--hidden 10000000", "--hidden 10000000: expected parameters of at most"),
+        ("--nonlinearity relu --cell gru", "--nonlinearity relu: only an rnn has one, got gru"),
         ("--steps 1", "--steps: expected at least 2"),
         ("--steps -5", "--steps"),
         ("--probes 0", "probes"),
@@ -232,6 +266,11 @@ def bad_files(folder):
         ("--gain nan", "--gain"),
         ("--weights missing.npz", "missing.npz: No such file"),
         ("--weights pickled.npz", "pickled.npz"),
+        ("--weights nan.npz --input fine.npy", "--weights nan.npz: bias_hh_l0 holds nan"),
+        ("--weights nan.npz --input fine.npy --gain 1", "--weights nan.npz: bias_hh_l0 holds nan"),
+        ("--weights inf.npz --input fine.npy", "--weights inf.npz: bias_hh_l0 holds -inf"),
+        ("--weights both.npz --input fine.npy", "--weights both.npz: expected a net of one direct"),
+        ("--weights gru.npz --input fine.npy --nonlinearity relu", "--weights has none"),
         ("--weights foreign.npz", "weight_hh_l0 is missing"),
         ("--weights cut.npz", "cut.npz"),
         ("--weights words.npz", "words.npz"),

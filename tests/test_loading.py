@@ -1,5 +1,6 @@
 """Weights trained elsewhere: state dicts, files, ONNX by onnxruntime and Keras by Keras."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -104,6 +105,11 @@ def test_every_fault_is_named_at_once():
         ({"weight_ih_l0": np.zeros((20, 4), np.float16)}, TypeError, "weight_ih_l0: expected"),
         ({"weight_hh_l0": np.zeros((20, 5), np.float16)}, TypeError, "float16"),
         ({"bias_ih_l0": np.zeros(20)}, TypeError, "bias_ih_l0: expected float32, got float64"),
+        (
+            {"weight_hh_l0": np.zeros((20, 5), int), "bias_xx_l0": np.zeros(20)},
+            ValueError,
+            "bias_xx_l0 is unexpected; weight_hh_l0: expected float32, got int64",
+        ),
     ],
 )
 def test_what_makes_no_net(change, error, message):
@@ -118,6 +124,9 @@ def test_what_is_no_mapping_or_of_another_name():
         fb.from_state_dict([1])
     with pytest.raises(ValueError, match=r"after the prefix 'rnn\.', got bias_hh_l0, bias_ih_l0"):
         fb.from_state_dict(arrays, prefix="rnn.")
+    for prefix in (3, None):
+        with pytest.raises(TypeError, match="prefix: expected a str, got"):
+            fb.from_state_dict(arrays, prefix=prefix)
     with pytest.raises(ValueError, match="got no keys"):
         fb.from_state_dict({})
     with pytest.raises(ValueError, match="kind: expected one of RNN, GRU, LSTM, MGU"):
@@ -128,6 +137,10 @@ def test_what_is_no_mapping_or_of_another_name():
 
 def test_broken_files(tmp_path):
     net = fb.GRU(4, 5)
+    for what in (net.save, fb.load):
+        for path in (None, 3):
+            with pytest.raises(TypeError, match="path: expected a str or path-like, got"):
+                what(path)
     with pytest.raises(ValueError, match=r"expected a name in \.npz or \.safetensors, got"):
         net.save(tmp_path / "net.pt")
     with pytest.raises(ValueError, match=r"expected a name in \.npz or \.safetensors, got"):
@@ -140,13 +153,18 @@ def test_broken_files(tmp_path):
         whole = path.read_bytes()
         for broken in (b"", b"text", whole[: len(whole) // 2]):
             path.write_bytes(broken)
-            with pytest.raises(ValueError, match=f"net{suffix}"):
+            with pytest.raises(ValueError, match=f"net{suffix}") as raised:
                 fb.load(path)
+            assert "pickle" not in str(raised.value)  # no reason to allow it
         with pytest.raises(OSError, match="nowhere"):
             net.save(tmp_path / "nowhere" / f"net{suffix}")
     np.savez(tmp_path / "pickle.npz", weight_hh_l0=np.array([{}], object))
     with pytest.raises(ValueError, match=r"pickle\.npz: not a saved net"):
         fb.load(tmp_path / "pickle.npz")
+    np.save(tmp_path / "one", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ValueError, match=r"one\.npz: not a saved net \(expected an .npz archive"):
+        fb.load(tmp_path / "one.npz")
     np.savez(tmp_path / "other.npz", fastbptt=np.array('{"format": "else"}'))
     with pytest.raises(ValueError, match="expected format"):
         fb.load(tmp_path / "other.npz")
@@ -270,6 +288,25 @@ def test_keras_arrays_that_do_not_fit():
         fb.from_keras([kernel, bias, bias], kind="GRU")
     with pytest.raises(TypeError, match="reset_after"):
         fb.from_keras([kernel, recurrent, bias], kind="GRU", reset_after=1)
+    for weights in (None, kernel, 3):
+        with pytest.raises(TypeError, match="weights: expected a list of arrays, got"):
+            fb.from_keras(weights, kind="GRU")
+    with pytest.raises(TypeError, match="weights: expected a list of arrays, got"):
+        fb.from_keras([[kernel, recurrent], None], kind="GRU")
+
+
+def test_threads_may_save_to_one_path(tmp_path):
+    """Each writes a file of its own, and the last to be whole stays."""
+    nets, path = [fb.GRU(40, 50, rng=seed) for seed in range(2)], tmp_path / "net.npz"
+
+    def save_often(net):
+        for _ in range(40):
+            net.save(path)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(save_often, nets))
+    assert any((fb.load(path).weight_hh_l0 == net.weight_hh_l0).all() for net in nets)
+    assert os.listdir(tmp_path) == ["net.npz"]
 
 
 def sigmoid(a):
@@ -394,6 +431,10 @@ def test_onnx_attributes():
         ({"P": np.zeros((2, 15))}, NotImplementedError, "P"),
         ({"clip": 0.0}, NotImplementedError, "clip"),
         ({"reset_after": True}, TypeError, "reset_after"),
+        ({"linear_before_reset": "0"}, TypeError, "linear_before_reset: expected an int, got str"),
+        ({"linear_before_reset": 2}, ValueError, "linear_before_reset: expected 0 or 1, got 2"),
+        ({"linear_before_reset": -1}, ValueError, "linear_before_reset: expected at least 0"),
+        ({"activations": 3}, TypeError, "activations: expected a sequence of str, got int"),
     ]:
         with pytest.raises(error, match=message):
             fb.from_onnx(W, R, B, kind="GRU", **change)

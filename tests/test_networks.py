@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tolerances import tolerance
 
 import fastbptt as fb
 from fastbptt.kernels.activations import TAGS
+from fastbptt.networks import NETWORKS
 
 DTYPES = (np.float32, np.float64)
 
@@ -277,10 +279,47 @@ def test_parameters_are_read_only_and_assignable():
     assert np.isfinite(net(arrays["x"])[0]).all()
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_a_net_was_made_with_is_settled(kind):
+    """Kernels read sizes and dtype from the packed weights, checks from the net."""
+    net = NETWORKS[kind](8, 5, rng=0)
+    wanted = repr(net), net(np.ones((3, 1, 8), np.float32))[0]
+    for name, value in {**net.options(), "dtype": net.dtype, "weights": net.weights}.items():
+        for new in (value, 1, "relu"):
+            with pytest.raises(
+                AttributeError, match=f"^{name}: expected no assignment.*make a new"
+            ):
+                setattr(net, name, new)
+    assert repr(net) == wanted[0]
+    assert_array_equal(net(np.ones((3, 1, 8), np.float32))[0], wanted[1])
+    net.note = "of the user"  # any other name is free
+    assert copy.deepcopy(net).note == "of the user"
+
+
+def test_what_a_feed_forward_net_was_made_with_is_settled():
+    given = [np.eye(3), np.ones((2, 3))]
+    net = fb.FeedForward(given, [np.zeros(3), np.zeros(2)])
+    given[0][:] = 7
+    for name in ("weights", "biases", "dtype", "nonlinearity"):
+        with pytest.raises(AttributeError, match=f"^{name}: expected no assignment.*make a new"):
+            setattr(net, name, getattr(net, name))
+    for other in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_array_equal(other(np.ones(3)), np.tanh([3 * np.tanh(1)] * 2))
+        for arrays in (other.weights, other.biases):
+            with pytest.raises(ValueError, match="read-only"):
+                arrays[0][0] = 0
+            with pytest.raises(TypeError, match="assignment"):
+                arrays[0] = arrays[0]
+
+
 def test_copies_and_pickles():
     net, arrays = small()
+    net(arrays["x"])  # packs the weights
+    assert len(pickle.dumps(net)) < 1.2 * sum(y.nbytes for y in net.state_dict().values()) + 2000
     for other in (copy.copy(net), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert_array_equal(other(arrays["x"])[0], net(arrays["x"])[0])
+        with pytest.raises(ValueError, match="read-only"):
+            other.weight_hh_l0[0] = 0  # its packed copy would go stale
         other.weight_ih_l0 = np.zeros((21, 5), np.float32)
         assert net.weight_ih_l0.any()
     assert "hidden" not in repr(net)
@@ -309,6 +348,12 @@ class TestBadInput:
             (("3", 4), {}, TypeError, "input_size"),
             ((3, 4), {"nonlinearity": "gelu"}, ValueError, "expected one of tanh, relu, sigmoid"),
             ((3, 4), {"nonlinearity": None}, ValueError, "nonlinearity"),
+            (
+                (3, 4),
+                {"nonlinearity": np.array(["tanh"] * 2)},
+                ValueError,
+                "nonlinearity: expected",
+            ),
             ((3, 4), {"dtype": np.float16}, TypeError, "expected float32 or float64, got float16"),
             ((3, 4), {"dtype": int}, TypeError, "dtype"),
             ((3, 4), {"dtype": "complex64"}, TypeError, "dtype"),
@@ -377,12 +422,44 @@ class TestBadInput:
             self.net.load_state_dict(bad)
         for word in ("bias_hh_l0 is missing", "weight_hr_l0 is unexpected", "(21, 3)"):
             assert word in str(raised.value)
-        with pytest.raises(TypeError, match="weight_ih_l0: expected float32, got float64"):
+        bad["weight_ih_l0"] = bad["weight_ih_l0"].astype(float)
+        bad["bias_ih_l0"] = np.ma.zeros(21, np.float32)
+        with pytest.raises(ValueError, match="state_dict") as raised:
+            self.net.load_state_dict(bad)
+        for word in (
+            "bias_hh_l0 is missing",
+            "weight_hr_l0 is unexpected",
+            "weight_ih_l0: expected float32, got float64",
+            "bias_ih_l0: expected an array without a mask",
+            "weight_hh_l0 has shape (21, 3)",
+        ):
+            assert word in str(raised.value)
+        with pytest.raises(
+            TypeError, match="weight_ih_l0: expected float32, got float64"
+        ) as raised:
             self.net.load_state_dict({n: y.astype(float) for n, y in before.items()})
+        assert str(raised.value).count("got float64") == 4
+        assert str(raised.value).count("nothing is converted unasked: use np.asarray(") == 1
         with pytest.raises(TypeError, match="state_dict: expected a mapping"):
             self.net.load_state_dict(3)
         for name, y in self.net.state_dict().items():
             assert_array_equal(y, before[name])
+
+    @pytest.mark.parametrize("empty", [[], np.zeros(0), np.zeros(0, int)])
+    def test_no_lengths(self, empty):
+        with pytest.raises(ValueError, match=r"lengths: expected shape \(4,\).*got \(0,\)"):
+            self.net(self.arrays["x"], lengths=empty)
+
+    @pytest.mark.parametrize("proj_size", [3])
+    def test_projections_say_why_not(self, proj_size):
+        with pytest.raises(NotImplementedError, match=r"proj_size: only 0 .*, got 3: .*h and c"):
+            fb.LSTM(4, 6, proj_size=proj_size)
+
+    def test_a_net_that_no_memory_holds_is_refused_before_it_is_drawn(self):
+        began = time.process_time()
+        with pytest.raises(MemoryError, match=r"hidden_size 10000000: expected .* bytes"):
+            fb.RNN(3, 10**7)
+        assert time.process_time() - began < 0.5
 
 
 def test_every_nonlinearity_of_the_registry_is_in_the_reference():

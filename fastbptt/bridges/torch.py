@@ -40,11 +40,7 @@ def _array(y: torch.Tensor) -> np.ndarray:
 
 def _tensor(y: np.ndarray) -> torch.Tensor:
     """The array's memory as a tensor, contiguous as torch.nn's results are."""
-    y = np.ascontiguousarray(y)
-    if not y.flags.writeable:  # a trace's output: autograd's version counter guards it from here on
-        y = y.view()
-        y.flags.writeable = True
-    return torch.from_numpy(y)
+    return torch.from_numpy(np.ascontiguousarray(y))
 
 
 class _Second(torch.autograd.Function):
@@ -75,15 +71,14 @@ class _Layers(torch.autograd.Function):
             trace = net.trace(_array(x), states if parts > 1 else states[0], lengths)
         ctx.trace, ctx.net = trace, net
         ctx.set_materialize_grads(False)
-        output, *state = _results(trace)
-        ctx.save_for_backward(x, output, *tensors)  # so that changes of them in place are noticed
-        return output, *state
+        ctx.save_for_backward(x, *tensors)  # so that changes of them in place are noticed
+        return _results(trace)
 
     @staticmethod
     def backward(
         ctx: Any, d_output: torch.Tensor | None, *d_states: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        x, _, *tensors = ctx.saved_tensors
+        x, *tensors = ctx.saved_tensors
         given = [y for y in (d_output, *d_states) if y is not None]
         gradients = _gradients(ctx, x, d_output, d_states, tensors)
         if torch.is_grad_enabled():  # create_graph=True
@@ -102,9 +97,10 @@ def _threads(net: Network, x: torch.Tensor) -> contextlib.AbstractContextManager
 
 
 def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
-    """The output and the states."""
+    """The output, a copy that may be changed in place as torch.nn's, and the states."""
     states = trace.state if isinstance(trace.state, tuple) else (trace.state,)
-    return _tensor(trace.output), *(torch.from_numpy(y) for y in states)
+    output = np.array(trace.output, order="C")  # 1 % of a step of B = 1, H = 64
+    return torch.from_numpy(output), *(torch.from_numpy(y) for y in states)
 
 
 @torch.no_grad()
@@ -148,6 +144,19 @@ def _refusal_of(y: torch.Tensor) -> str | None:
     if y.dtype not in _DTYPES:
         return f"is of {y.dtype}; fastbptt computes in float32 and float64: use .float()"
     return None
+
+
+def _states(hx: Any, pair: bool) -> tuple[torch.Tensor, ...]:
+    """h_0, or of an LSTM's pair h_0 and c_0; none if there are none."""
+    if pair and hx is not None and not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx: expected a tuple (h_0, c_0), got {type(hx).__name__}")
+    states = () if hx is None else tuple(hx) if pair else (hx,)
+    if pair and len(states) not in (0, 2):
+        raise RuntimeError(f"lstm expects two hidden states, got {len(states)}")
+    for y in states:
+        if not isinstance(y, torch.Tensor):
+            raise TypeError(f"hx: expected a Tensor, got {type(y).__name__}")
+    return states
 
 
 def _transform(module: torch.nn.RNNBase, *given: torch.Tensor) -> str | None:
@@ -214,23 +223,26 @@ class _Recurrent(torch.nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """As torch.nn's: (output, h_n), or (output, (h_n, c_n)) of an LSTM.
 
+        No steps, of which torch.nn raises, give an empty output and the state as it was given.
+
         Raises
         ------
-        RuntimeError, ValueError
+        RuntimeError, TypeError, ValueError
             For shapes and dtypes that do not fit, as torch.nn's.
         NotImplementedError
             For other devices than the CPU, other dtypes than float32 and float64, autocast,
             torch.func, forward-mode derivatives, torch.jit.trace and torch.export.
         """
         packed = isinstance(input, PackedSequence)
+        if not packed and not isinstance(input, torch.Tensor):
+            got = type(input).__name__
+            raise TypeError(f"input: expected a Tensor or PackedSequence, got {got}")
         if not packed and input.dim() not in (2, 3):
             raise ValueError(
                 f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
             )
         pair, batched = self.mode == "LSTM", packed or input.dim() == 3
-        states = () if hx is None else tuple(hx) if pair else (hx,)
-        if pair and len(states) not in (0, 2):
-            raise RuntimeError(f"lstm expects two hidden states, got {len(states)}")
+        states = _states(hx, pair)
         data = input.data if packed else input
         if (what := _transform(self, data, *states)) is not None:
             raise NotImplementedError(
@@ -350,7 +362,7 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     Warns
     -----
     UserWarning
-        Naming the layers left as they were, and why.
+        Naming the layers left as they were, subclasses among them, and why.
 
     Examples
     --------
@@ -361,28 +373,24 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     """
     left = []
     for name, module in model.named_modules():
-        if type(module) in _TWINS:
-            reason = _refusal(module)
-            if reason is None:
-                module.__class__ = _TWINS[type(module)]
-            else:
-                left.append(f"{name or 'the model'} ({reason})")
+        if not isinstance(module, torch.nn.RNNBase) or isinstance(module, _Recurrent):
+            continue
+        reason = f"{type(module).__name__} is a subclass and may compute something else"
+        if type(module) not in _TWINS or (reason := _refusal(module) or ""):
+            left.append(f"{name or 'the model'} ({reason})")
+        else:
+            module.__class__ = _TWINS[type(module)]
     if left:
         warnings.warn(f"fastbptt leaves alone {'; '.join(left)}", stacklevel=2)
     return model
 
 
 def restore(model: torch.nn.Module) -> torch.nn.Module:
-    """Undo `accelerate`: every layer is torch.nn's again.
+    """Undo `accelerate`: every layer of a model, which is returned, is torch.nn's again.
 
     Parameters
     ----------
     model : torch.nn.Module
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
     """
     back = {twin: kind for kind, twin in _TWINS.items()}
     for module in model.modules():
