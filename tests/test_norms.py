@@ -43,6 +43,17 @@ def permuted(T, N, rng):
     return J, np.sort(nats)[::-1]
 
 
+def log_norm_in_many_digits(J):
+    """log ||J_T ... J_1|| of given floats, whatever a product in float64 would lose."""
+    import mpmath
+
+    with mpmath.workdps(400):
+        P = mpmath.eye(J.shape[1])
+        for step in J:
+            P = mpmath.matrix(step.tolist()) * P
+        return float(mpmath.log(max(mpmath.svd_r(P, compute_uv=False))))
+
+
 def eps_of(dtype, T, N):
     """How far rounding moves a log norm, nats."""
     return tolerance(dtype, T, N)[0]
@@ -89,6 +100,41 @@ def test_isometries_of_any_size(method, dtype):
         assert got.converged
         assert got.half_sweeps <= 2
     assert got.upper >= got.lower
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_leading_directions_that_change_on_the_way(method, dtype):
+    """Singular vectors are unit vectors; those that lead on the way hide them in rounding."""
+    for seed in range(24, 30):
+        J, nats = permuted(600, 24, np.random.default_rng(seed))
+        near = 600 * np.finfo(dtype).eps * 16
+        for most in (2, 64):
+            got = fb.log_norm(fb.MatrixChain(J.astype(dtype)), method=method, max_sweeps=most)
+            assert got.lower - near <= nats[0] <= got.upper + near
+            assert abs(got.estimate - nats[0]) <= 1e-3 + near
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_lost_in_rounding_is_said(method):
+    """The same seen along other axes: a rounded step weighs more than all the product."""
+    told = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        J, turn = permuted(250, 6, rng)[0], orthogonal(6, rng)
+        J = turn @ J @ turn.T
+        exact = log_norm_in_many_digits(J)
+        got = fb.log_norm(fb.MatrixChain(J), method=method)
+        assert got.lower <= exact + 1e-6
+        assert got.upper >= exact - 1e-6
+        if got.rounding > 0.1:
+            told += 1
+            assert not got.converged
+            assert got.lower == -math.inf
+            assert "lost in rounding" in str(got)
+        elif got.converged:
+            assert abs(got.estimate - exact) < 1e-3
+    assert told
 
 
 def test_ranges_beyond_every_float():

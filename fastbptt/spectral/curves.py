@@ -9,8 +9,7 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.windows import columns, gram, history_norms
 from .factors import expected_shortfall, upper_margin
-from .norm import checked
-from .products import Stretch, carry, orthonormal
+from .products import Stretch, carry, checked, orthonormal
 
 
 class Curve(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checks
 from ..chains import Chain
 from ..kernels.frames import EMPTY, multiply_factor, orthonormalise
 
@@ -36,6 +37,15 @@ class Stretch(NamedTuple):
     e: np.ndarray  # (k,): the factor up to there
     R: np.ndarray  # (k,k): of this stretch, in float64
     history: Any  # (steps,k,N) the frame after each step, not orthonormalised; None if not asked
+
+
+def checked(chain: Any) -> Chain:
+    """A chain, or TypeError."""
+    if not isinstance(chain, Chain):
+        hint = "; use trace.chain()" if hasattr(chain, "chain") else "; see fb.MatrixChain"
+        raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}{hint}")
+    checks.dtype(chain.dtype)
+    return chain
 
 
 def orthonormal(block: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

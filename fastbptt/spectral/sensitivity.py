@@ -8,9 +8,9 @@ import numpy as np
 from .. import checks
 from ..chains import Chain
 from ..trace_chain import TraceChain
-from .norm import checked, log_norm
-from .products import Stretch, carry
-from .windows import window_sweeps
+from .norm import log_norm
+from .products import Stretch, carry, checked
+from .sweeps import window_sweeps
 
 
 class Sensitivity(NamedTuple):

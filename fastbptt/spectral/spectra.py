@@ -9,8 +9,7 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.frames import graded_singular_values
 from .curves import axes
-from .norm import checked
-from .products import Stretch, carry, orthonormal
+from .products import Stretch, carry, checked, orthonormal
 from .stream import JacobianStream
 
 _BURN_IN = 1 / 8  # of the steps
