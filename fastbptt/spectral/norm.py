@@ -14,15 +14,14 @@ from .sweeps import log_norms_of_steps
 
 METHODS = ("auto", "block", "lanczos", "explicit")
 _EXPLICIT = 16  # size up to which the product itself costs no more than a few sweeps
+_SHORT, _EXPLICIT_SHORT = 4, 64  # steps, and the size up to which that is so of so few
 _SPENT = 4e-16  # beside the largest: the Krylov space has been used up
 _POINTS = 64  # where the left and the right vector are compared
 _MOST_ROUNDING = 0.1  # nats: what may be told as a wider interval; beyond it nothing is known
-_AFFORDABLE = 1e10  # multiply-adds of the product itself, where sweeps have met their own rounding
+AFFORDABLE = 1e10  # multiply-adds of the product itself, where sweeps have met their own rounding
 
 
-class NormEstimate(NamedTuple):
-    """What `log_norm` returns; natural logs, so norms are in nats."""
-
+class _Interval(NamedTuple):
     lower: float  # log ||P|| is at least this, but for rounding
     estimate: float
     upper: float  # log ||P|| is at most this, but with probability delta
@@ -34,6 +33,19 @@ class NormEstimate(NamedTuple):
     condition: float  # largest 1/|u_r·v_r| on the way: rounding of a step counts so much more
     method: str
     rounding: float  # nats by which passes forward and back disagree, or eps·condition if larger
+
+
+class NormEstimate(_Interval):
+    """What `log_norm` returns; natural logs, so norms are in nats."""
+
+    of: tuple[Chain, int, int]  # the chain, t and s; no part of the tuple
+
+    @property
+    def textbook(self) -> Any:
+        """`textbook_bounds` of the same product, found when asked for: some 20 passes over it."""
+        from .sensitivity import textbook_bounds
+
+        return textbook_bounds(*self.of)
 
     def __str__(self) -> str:
         how = f"{self.method}, {self.half_sweeps} half-sweeps"
@@ -78,8 +90,8 @@ def log_norm(
         "explicit": the product itself, as a graded factor; exact to rounding.  "lanczos":
         Golub-Kahan-Lanczos from one Gaussian vector.  "block": `probes` Gaussian vectors and
         subspace iteration, whose first pass is that of `JacobianStream`.  "auto": explicit for
-        states of up to 16 numbers, block where no more than two half-sweeps are allowed, else
-        lanczos.
+        states of up to 16 numbers, or 64 over up to 4 steps, block where no more than two
+        half-sweeps are allowed, else lanczos.
     probes : int
         Of "block"; at most N_s are used.
     rng : int, numpy.random.Generator or None
@@ -125,7 +137,8 @@ def log_norm(
     probes = checks.size(probes, "probes")
     generator = checks.generator(rng)
     if method == "auto":
-        small = min(chain.size(t), chain.size(s)) <= _EXPLICIT
+        N = min(chain.size(t), chain.size(s))
+        small = N <= _EXPLICIT or (N <= _EXPLICIT_SHORT and t - s <= _SHORT)
         method = "explicit" if small else "block" if max_sweeps <= 2 else "lanczos"
     if method == "explicit":
         found = _explicit(chain, t, s)
@@ -133,11 +146,20 @@ def log_norm(
         found = _block(chain, t, s, tol, delta, max_sweeps, probes, generator)
     else:
         found = _lanczos(chain, t, s, tol, delta, max_sweeps, generator)
+    found = _honest(chain, t, s, found, tol, generator)
+    found.of = (chain, t, s)
+    return found
+
+
+def _honest(
+    chain: Chain, t: int, s: int, found: NormEstimate, tol: float, rng: np.random.Generator
+) -> NormEstimate:
+    """What is found, if rounding has left it standing; else the product itself, or less."""
     n, N = t - s, max(chain.size(t), chain.size(s))
     rule = 16 * float(np.finfo(chain.dtype).eps) * math.sqrt(N * (1 + n))
     if not found.rounding > max(tol, rule):
         return found
-    if method != "explicit" and n * float(N) ** 3 <= _AFFORDABLE:
+    if found.method != "explicit" and n * float(N) ** 3 <= AFFORDABLE:
         product = _explicit(chain, t, s)
         if product.rounding < found.rounding:
             found = product._replace(half_sweeps=found.half_sweeps + 1)
@@ -145,7 +167,7 @@ def log_norm(
             return found
     lower, upper = found.lower - found.rounding, found.upper + found.rounding
     if found.rounding > _MOST_ROUNDING:
-        steps = log_norms_of_steps(chain, t, s, generator)
+        steps = log_norms_of_steps(chain, t, s, rng)
         lower, upper = -math.inf, max(found.estimate, float(steps.sum()))
     return found._replace(lower=lower, upper=upper, converged=False)
 
@@ -319,5 +341,7 @@ def _examine(
     dots = np.array([abs(a @ b) for a, b in zip(ahead, back[::-1], strict=True)])
     with np.errstate(divide="ignore", invalid="ignore"):
         condition = float((1 / dots).max())
-        apart = np.abs(pushed + pulled[::-1] + np.log(dots) - norm).max() if norm > -math.inf else 0
-    return condition, max(float(apart), float(np.finfo(chain.dtype).eps) * condition)
+        apart = float(np.abs(pushed + pulled[::-1] + np.log(dots) - norm).max())
+    if norm == -math.inf:  # of zeros, which rounding does not move
+        return condition, 0.0
+    return condition, max(apart, float(np.finfo(chain.dtype).eps) * condition)

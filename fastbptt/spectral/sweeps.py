@@ -24,9 +24,12 @@ class Sweeps:
         self._most = min(most, 2 * chain.size(0) - 1)  # half-sweeps: then the Krylov space is all
 
     def norms(self, firsts: np.ndarray) -> np.ndarray:
-        """(G,2): lower and upper of the windows (s, s + lag), s in `firsts`."""
+        """(G,3): lower and upper of the windows (s, s + lag), s in `firsts`, and their rounding.
+
+        That is by how many nats sweeps forward and back, one another's transposes, disagree.
+        """
         N = self._chain.size(0)
-        out = np.empty((len(firsts), 2))
+        out = np.empty((len(firsts), 3))
         some = max(1, _NUMBERS // (N * self._most))
         for i in range(0, len(firsts), some):
             out[i : i + some] = self._solve(firsts[i : i + some], N)
@@ -40,19 +43,26 @@ class Sweeps:
         right = [omega / length[:, None]]
         alpha, beta = np.zeros((G, most)), np.zeros((G, most))
         result, open_ = np.zeros((G, 2)), np.arange(G)
-        base = np.zeros(G)
+        base, first, discord = np.zeros(G), np.zeros(G), np.zeros(G)
         for m in range(most):
             forward = m % 2 == 0
             own, other = (left, right) if forward else (right, left)
             y, nats = self._carry(firsts[open_], other[-1], forward)
             if m == 0:
-                base = nats
+                base, first = nats, nats
                 y[~np.isfinite(nats)] = 0
             with np.errstate(invalid="ignore"):
                 y = y * np.nan_to_num(np.exp(nats - base))[:, None]
-            for _ in range(2):
-                for one in own:
-                    y -= np.einsum("gn,gn->g", one, y)[:, None] * one
+            # along the last of `own` it is what the sweep before found, along the others nothing
+            apart = np.zeros((len(own), len(open_)))
+            for again in range(2):
+                for i, one in enumerate(own):
+                    dot = np.einsum("gn,gn->g", one, y)
+                    y -= dot[:, None] * one
+                    apart[i] += dot * (again == 0)
+            if m > 0 and own:
+                apart[-1] -= (beta if forward else alpha)[open_, (m - 1) // 2]
+                discord[open_] = np.fmax(discord[open_], np.abs(apart).max(axis=0))
             norm = np.linalg.norm(y, axis=1)
             (alpha if forward else beta)[open_, m // 2] = norm
             found = np.empty((len(open_), 2))
@@ -77,7 +87,9 @@ class Sweeps:
                     vectors[:] = [one[going] for one in vectors]
             if not len(open_):
                 break
-        return result
+        with np.errstate(invalid="ignore", over="ignore"):
+            rounding = discord * np.exp(first - result[:, 0])
+        return np.column_stack([result, np.where(np.isfinite(result[:, 0]), rounding, 0.0)])
 
     def _carry(
         self, firsts: np.ndarray, vectors: np.ndarray, forward: bool
