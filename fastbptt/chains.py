@@ -15,7 +15,10 @@ from .kernels.memory import aligned
 
 
 class Operator:
-    """P(t,s) as SciPy's `aslinearoperator`, `svds` and `lobpcg` accept it."""
+    """P(t,s) as SciPy's `aslinearoperator`, `svds` and `lobpcg` accept it.
+
+    Vectors of another real dtype are cast to the chain's, as SciPy starts with float64.
+    """
 
     def __init__(self, chain: "Chain", t: int, s: int) -> None:
         self._chain, self._t, self._s = chain, t, s
@@ -23,22 +26,26 @@ class Operator:
 
     def matvec(self, v: Any) -> np.ndarray:
         """P v, v (n,) or (n,1)."""
-        return self._chain.matvec(self._t, self._s, np.ravel(v))
+        return self.matmat(np.ravel(v))
 
     def rmatvec(self, u: Any) -> np.ndarray:
         """P' u, u (m,) or (m,1)."""
-        return self._chain.rmatvec(self._t, self._s, np.ravel(u))
+        return self.rmatmat(np.ravel(u))
 
     def matmat(self, V: Any) -> np.ndarray:
         """P V, V (n,k)."""
-        return self._chain.matvec(self._t, self._s, V)
+        return self._chain.matvec(self._t, self._s, self._cast(V))
 
     def rmatmat(self, U: Any) -> np.ndarray:
         """P' U, U (m,k)."""
-        return self._chain.rmatvec(self._t, self._s, U)
+        return self._chain.rmatvec(self._t, self._s, self._cast(U))
 
     def __matmul__(self, V: Any) -> np.ndarray:
-        return self._chain.matvec(self._t, self._s, V)
+        return self.matmat(V)
+
+    def _cast(self, V: Any) -> np.ndarray:
+        y = np.asarray(V)
+        return y.astype(self.dtype, copy=False) if y.dtype.kind in "fiub" else y
 
 
 class Chain(abc.ABC):
@@ -134,8 +141,10 @@ class Chain(abc.ABC):
         y = checks.array(vectors, name, self.dtype)
         if y.ndim not in (1, 2) or y.shape[0] != n:
             raise ValueError(f"{name}: expected shape ({n},) or ({n}, k), got {y.shape}")
+        if not y.size:
+            return np.zeros((self.size(t if forward else s), 0), self.dtype)
         block = np.ascontiguousarray(y.reshape(n, -1).T)
-        if s < t and len(block):
+        if s < t:
             block = self.push(s, t, block) if forward else self.pull(t, s, block)
         return block.T.reshape(-1, *y.shape[1:])
 
@@ -263,6 +272,8 @@ class MatrixChain(CompiledChain):
     """
 
     def __init__(self, J: Any) -> None:
+        if isinstance(J, np.ma.MaskedArray):
+            raise TypeError("J: expected plain numbers, got a masked array; use J.filled(0)")
         stacked = np.asarray(J) if hasattr(J, "ndim") else None
         if stacked is None and not isinstance(J, Sequence):
             raise TypeError(f"J: expected an array or a sequence of them, got {type(J).__name__}")

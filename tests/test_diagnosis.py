@@ -10,7 +10,7 @@ import reference
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fastbptt as fb
-from fastbptt.diagnosis import OneHot
+from fastbptt.diagnosis import OneHot, norms_report
 from fastbptt.diagnosis.gradients import GradientByLag, gradient_by_lag, lag_grid, lag_of_factor
 from fastbptt.diagnosis.sources import language_reference, read, text
 
@@ -259,3 +259,22 @@ def test_sound_of_every_width(tmp_path, width):
         file.writeframes(raw[:, :width].tobytes())
     y = read(tmp_path / "a.wav", np.float64)
     assert_array_equal(y, values)
+
+
+@pytest.mark.parametrize("fault", [0.0, np.nan])
+def test_norms_of_what_has_none_are_json(fault):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    J = np.stack([np.eye(4)] * 12)
+    J[5] = fault
+    report = norms_report(fb.MatrixChain(J), "J")
+    found = json.loads(report.to_json(), parse_constant=refuse)
+    assert found["norm"]["estimate"] == ("-inf" if fault == 0 else "nan")
+    least = {row["lag"]: row["min"] for row in found["windows"]}
+    largest = {row["lag"]: row["max"] for row in found["windows"]}
+    if fault == 0:
+        assert least == {1: "-inf", 2: "-inf", 4: "-inf", 8: "-inf"}
+        assert abs(largest[2]) < 1e-9
+        assert largest[8] == "-inf"
+    assert ("not a number" in str(report)) == math.isnan(fault)

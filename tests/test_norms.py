@@ -43,6 +43,17 @@ def permuted(T, N, rng):
     return J, np.sort(nats)[::-1]
 
 
+def log_norm_in_many_digits(J):
+    """log ||J_T ... J_1|| of given floats, whatever a product in float64 would lose."""
+    import mpmath
+
+    with mpmath.workdps(400):
+        P = mpmath.eye(J.shape[1])
+        for step in J:
+            P = mpmath.matrix(step.tolist()) * P
+        return float(mpmath.log(max(mpmath.svd_r(P, compute_uv=False))))
+
+
 def eps_of(dtype, T, N):
     """How far rounding moves a log norm, nats."""
     return tolerance(dtype, T, N)[0]
@@ -89,6 +100,41 @@ def test_isometries_of_any_size(method, dtype):
         assert got.converged
         assert got.half_sweeps <= 2
     assert got.upper >= got.lower
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_leading_directions_that_change_on_the_way(method, dtype):
+    """Singular vectors are unit vectors; those that lead on the way hide them in rounding."""
+    for seed in range(24, 30):
+        J, nats = permuted(600, 24, np.random.default_rng(seed))
+        near = 600 * np.finfo(dtype).eps * 16
+        for most in (2, 64):
+            got = fb.log_norm(fb.MatrixChain(J.astype(dtype)), method=method, max_sweeps=most)
+            assert got.lower - near <= nats[0] <= got.upper + near
+            assert abs(got.estimate - nats[0]) <= 1e-3 + near
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_lost_in_rounding_is_said(method):
+    """The same seen along other axes: a rounded step weighs more than all the product."""
+    told = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        J, turn = permuted(250, 6, rng)[0], orthogonal(6, rng)
+        J = turn @ J @ turn.T
+        exact = log_norm_in_many_digits(J)
+        got = fb.log_norm(fb.MatrixChain(J), method=method)
+        assert got.lower <= exact + 1e-6
+        assert got.upper >= exact - 1e-6
+        if got.rounding > 0.1:
+            told += 1
+            assert not got.converged
+            assert got.lower == -math.inf
+            assert "lost in rounding" in str(got)
+        elif got.converged:
+            assert abs(got.estimate - exact) < 1e-3
+    assert told
 
 
 def test_ranges_beyond_every_float():
@@ -252,6 +298,61 @@ def test_curves_against_the_explicit_products(N, T, dtype, seed):
     assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
 
 
+@pytest.mark.parametrize("peak", [1e-300, 1e-170, 1.0, 1e160, 1e308])
+def test_cotangents_whose_squares_are_no_numbers(peak):
+    chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    exact = math.log(peak) + 0.5 * math.log(2) - math.log(2) * np.arange(11)
+    got = fb.growth_to(chain, cotangent=np.array([peak, 0, -peak, 0]))
+    assert_allclose(got.estimate, exact, rtol=1e-12)
+
+
+def test_curves_of_a_batch_are_those_of_its_sequences():
+    rng = np.random.default_rng(31)
+    x = rng.normal(size=(40, 3, 2)).astype(np.float32)
+    trace = fb.GRU(2, 6, rng=0).trace(x)
+    chains = [trace.chain(b) for b in range(3)]
+    cotangents = rng.normal(size=(3, 6)).astype(np.float32)
+    for both, one in (
+        (fb.growth_from(chains, 4), lambda b: fb.growth_from(chains[b], 4)),
+        (fb.growth_to(chains, 30), lambda b: fb.growth_to(chains[b], 30)),
+        (
+            fb.growth_to(chains, cotangent=cotangents),
+            lambda b: fb.growth_to(chains[b], cotangent=cotangents[b]),
+        ),
+        (fb.growth_window(chains, 5), lambda b: fb.growth_window(chains[b], 5)),
+        (fb.growth_map(chains), lambda b: fb.growth_map(chains[b])),
+    ):
+        for name in ("lower", "estimate", "upper", "worst_error", "delta"):
+            values = getattr(both, name)
+            for b in range(3):
+                own = values if np.ndim(values) == 0 else values[b]
+                np.testing.assert_array_equal(own, getattr(one(b), name))
+        if pytest.importorskip("matplotlib"):
+            assert both.plot().get_xlabel()
+    with pytest.raises(ValueError, match="equally long, got lengths"):
+        fb.growth_from([chains[0], fb.MatrixChain(np.zeros((5, 3, 3)))])
+    with pytest.raises(ValueError, match="cotangent: expected 3"):
+        fb.growth_to(chains, cotangent=cotangents[:2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_curves_where_the_leading_direction_changes(dtype):
+    J, _ = permuted(300, 24, np.random.default_rng(32))
+    J, at, total = J.astype(dtype), np.arange(24), np.zeros(24)
+    exact = [0.0]
+    for step in J:
+        after = step[:, at].argmax(axis=0)
+        total = total + np.log(step[after, at].astype(float))
+        at = after
+        exact.append(total.max())
+    near = 300 * np.finfo(dtype).eps * 16
+    curve = fb.growth_from(fb.MatrixChain(J), delta=1e-9)
+    assert (curve.lower <= exact + near * np.ones(301)).all()
+    assert (curve.upper >= exact - near * np.ones(301)).all()
+    whole = fb.growth_from(fb.MatrixChain(J), probes=24)
+    assert_allclose(whole.estimate, exact, atol=near)
+
+
 def test_the_mean_shortfall_is_the_formulas():
     """E[log ||P V|| - log sigma_1] with a gap is (psi(k/2) - psi(N/2))/2: 64, 8 gives -1.10."""
     rng = np.random.default_rng(5)
@@ -295,6 +396,66 @@ def test_windows_against_the_explicit_products(method, dtype):
     if method == "frames":  # the error falls with the lag, as exp(-(l_1 - l_{k+1}) lag)
         assert worst[20] > worst[60] > worst[100] - 1e-6
         assert worst[100] < 2e-3
+
+
+def cases_of_no_gap():
+    """Chains whose windows lead where the whole chain does not, and a lag of each."""
+    rng = np.random.default_rng(29)
+    N = 24
+    turns = np.stack([orthogonal(N, rng) for _ in range(150)])
+    still = np.stack([0.9 * np.eye(N) for _ in range(300)])
+    still[140:150, 5, 5] = math.exp(2)  # a burst in a subspace of its own
+    net = fb.RNN(3, N, dtype=np.float64, rng=0)
+    net.weight_hh_l0 = np.diag(np.linspace(1, 0.2, N))
+    chain = net.trace(3 * rng.normal(size=(300, 3))).chain()
+    return {
+        "permuted diagonals": (permuted(400, N, rng)[0], 150),
+        "jordan": (np.stack([0.97 * np.eye(N) + np.eye(N, k=1)] * 300), 60),
+        "two halves": (
+            np.concatenate([rng.normal(size=(150, N, N)) / np.sqrt(N), turns]), 60
+        ),
+        "units alone": (np.stack([chain.matrix(t + 1, t) for t in range(300)]), 30),
+        "burst": (still, 40),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name", ["permuted diagonals", "jordan", "two halves", "units alone", "burst"]
+)
+def test_windows_that_a_frame_of_the_whole_chain_does_not_see(name, dtype):
+    J, lag = cases_of_no_gap()[name]
+    J = J.astype(dtype)
+    some = np.arange(0, len(J) + 1 - lag, 7)
+    near = 16 * lag * np.finfo(dtype).eps
+    exact = np.array(
+        [fb.log_singular_values(fb.MatrixChain(J[s : s + lag].astype(float)))[0] for s in some]
+    )
+    got = fb.growth_window(fb.MatrixChain(J), lag)
+    assert (got.lower[some] <= exact + near).all()
+    assert (got.upper[some] >= exact - near).all()
+    assert np.abs(got.estimate[some] - exact).max() < 0.1
+    frames = fb.growth_window(fb.MatrixChain(J), lag, method="frames")
+    assert np.isfinite(frames.estimate).all()
+    assert math.isnan(frames.delta) == frames.note.startswith("two passes")
+
+
+def test_a_burst_in_a_long_good_chain_is_mended():
+    """A few windows of thousands: 16 drawn at random would not meet them."""
+    rng = np.random.default_rng(30)
+    T, lag = 6000, 80
+    J = np.zeros((T, 20, 20))
+    J[:, :19, :19] = rng.normal(size=(T, 19, 19)) / np.sqrt(19)
+    J[:, 19, 19] = 0.5
+    J[3000:3020, 19, 19] = math.exp(6)
+    got = fb.growth_window(fb.MatrixChain(J), lag)
+    assert got.note.startswith("two passes")
+    assert "solved by themselves" in got.note
+    assert got.worst_error < 0.01
+    for s in (2700, 2925, 2940, 2960, 2990, 3015):
+        exact = reference.log_norm_of_product(J[s : s + lag])
+        assert abs(got.estimate[s] - exact) < 0.02
+        assert got.upper[s] >= exact - 1e-6
 
 
 def test_more_probes_make_frames_better():
@@ -361,7 +522,7 @@ def test_every_singular_value_over_hundreds_of_nats():
 
     rng = np.random.default_rng(9)
     N, T = 8, 60
-    grade = np.exp(-np.arange(N) * 0.6)
+    grade = np.exp(-np.arange(N) * 1.2)
     J = np.array([orthogonal(N, rng) @ np.diag(grade) @ orthogonal(N, rng) for _ in range(T)])
     with mpmath.workdps(260):
         P = mpmath.eye(N)
@@ -369,7 +530,7 @@ def test_every_singular_value_over_hundreds_of_nats():
             P = mpmath.matrix(step.tolist()) * P
         values = mpmath.svd_r(P, compute_uv=False)
         exact = np.array([float(mpmath.log(value)) for value in values])
-    assert np.ptp(exact) > 100
+    assert np.ptp(exact) > 250
     got = fb.log_singular_values(fb.MatrixChain(J))
     assert_allclose(got, np.sort(exact)[::-1], atol=1e-10)
 
@@ -398,6 +559,47 @@ def test_exponents_of_random_matrices():
     assert (np.abs(found.exponents - exact) < 5 * found.standard_error).all()
     assert (found.standard_error < 0.02).all()
     assert_allclose(found.history[-1], exact, atol=0.05)
+    # the variance a step is psi'((N-i+1)/2)/4, psi'(1/2) = pi²/2, psi'(1) = pi²/6
+    slope = {1: math.pi**2 / 2, 2: math.pi**2 / 6}
+    for n in range(3, N + 1):
+        slope[n] = slope[n - 2] - 4 / (n - 2) ** 2
+    variance = np.array([slope[N - i] / 4 for i in range(N)])
+    # of 32 blocks: the error of a variance is sqrt(2/31) of it
+    assert_allclose(found.standard_error**2 * T * 7 / 8, variance, rtol=4 * math.sqrt(2 / 31))
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_error_of_frames_falls_with_the_gap_to_the_next_exponent(k):
+    """As exp(-(l_1 - l_{k+1}) lag), the exponents Newman's."""
+    rng = np.random.default_rng(33)
+    N, T = 12, 3000
+    J = rng.normal(size=(T, N, N)) / np.sqrt(N)
+    chain = fb.MatrixChain(J)
+    psi = {1: -0.5772156649015329 - 2 * math.log(2), 2: -0.5772156649015329}
+    for n in range(3, N + 1):
+        psi[n] = psi[n - 2] + 2 / (n - 2)
+    gap = (psi[N] - psi[N - k]) / 2
+    lags = np.arange(10, 31, 5)
+    errors = []
+    for lag in lags:
+        exact = fb.growth_window(chain, int(lag), method="sweeps")
+        found = fb.growth_window(chain, int(lag), method="frames", probes=k)
+        apart = np.abs(found.estimate - (exact.lower + exact.upper) / 2)
+        errors.append(np.log(np.maximum(apart, 1e-12)).mean())
+    slope = np.polyfit(lags, errors, 1)[0]
+    assert -2.5 * gap < slope < -0.6 * gap
+
+
+def test_a_net_below_the_transition():
+    """g < 1: the state goes to zero and l_1 to the log of the largest eigenvalue, about log g."""
+    rng = np.random.default_rng(34)
+    N, g = 400, 0.7
+    w = (g * rng.normal(size=(N, N)) / np.sqrt(N)).astype(np.float32)
+    net = fb.RNN(1, N, bias=False, rng=0)
+    net.load_state_dict({"weight_ih_l0": np.zeros((N, 1), np.float32), "weight_hh_l0": w})
+    trace = net.trace(np.zeros((400, 1), np.float32), rng.normal(size=(1, N)).astype(np.float32))
+    found = fb.lyapunov_spectrum(trace.chain(), 2).exponents[0]
+    assert abs(found - math.log(g)) < 0.05
 
 
 def test_the_spectrum_of_a_stream_is_that_of_its_chain():
@@ -411,6 +613,13 @@ def test_the_spectrum_of_a_stream_is_that_of_its_chain():
     error = np.hypot(one.standard_error, other.standard_error)
     assert (np.abs(one.exponents - other.exponents) < 5 * error + 1e-3).all()
     assert other.steps == one.steps == 4000
+    assert one.history.shape == (len(one.history_steps), 4)
+    assert_allclose(one.history[-1], one.exponents, atol=0.02)
+    pytest.importorskip("matplotlib")
+    assert len(one.plot().lines) == 4
+    both = fb.JacobianStream(net, probes=4)
+    both.update(np.stack([x, x], axis=1))
+    assert fb.lyapunov_spectrum(both).plot().texts[0].get_text() == "no history is kept"
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
@@ -487,6 +696,7 @@ def test_what_is_no_chain():
         with pytest.raises(error, match=message):
             fb.MatrixChain(bad)
     chain = fb.MatrixChain(np.zeros((5, 3, 3)))
+    assert chain.matvec(2, 0, np.zeros((3, 0))).shape == (3, 0)
     for call, error, message in (
         (lambda: fb.log_norm(trace), TypeError, "use trace.chain"),
         (lambda: fb.log_norm(chain, 6), ValueError, "0 <= s <= t <= 5"),
@@ -498,6 +708,11 @@ def test_what_is_no_chain():
         (lambda: chain.matvec(2, 0, np.zeros(3, np.float32)), TypeError, "v: expected float64"),
         (lambda: fb.growth_window(chain, 6), ValueError, "lag"),
         (lambda: fb.growth_map(chain, [9]), ValueError, "lags"),
+        (lambda: fb.growth_map(chain, 5), TypeError, "lags: expected a sequence"),
+        (lambda: fb.growth_map(chain, None), TypeError, "lags: expected a sequence"),
+        (lambda: fb.sensitivity(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
+        (lambda: fb.textbook_bounds(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
+        (lambda: fb.MatrixChain(np.ma.zeros((5, 3, 3))), TypeError, "J: expected plain numbers"),
         (lambda: fb.growth_to(chain, cotangent=np.zeros(2)), ValueError, "cotangent"),
         (lambda: fb.sensitivity(chain), ValueError, "derivative"),
         (lambda: fb.lyapunov_spectrum(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
@@ -519,6 +734,26 @@ def test_scipy_takes_the_operator():
     symmetric = fb.MatrixChain(np.concatenate([rows, rows[::-1].swapaxes(1, 2)]))
     largest = sla.lobpcg(symmetric.operator(8, 0), rng.normal(size=(30, 3)), maxiter=200)[0]
     assert_allclose(largest.max(), np.linalg.eigvalsh(symmetric.matrix(8, 0)).max(), rtol=1e-6)
+
+
+def test_scipy_starts_with_float64():
+    """Of a float32 chain too: `svds` by lobpcg, `lobpcg`, and products with its own vectors."""
+    import scipy.sparse.linalg as sla
+
+    rng = np.random.default_rng(28)
+    J = (np.diag(np.linspace(1, 2, 30)) + 0.01 * rng.normal(size=(3, 30, 30))).astype(np.float32)
+    chain = fb.MatrixChain(np.concatenate([J, J[::-1].swapaxes(1, 2)]))
+    operator, P = chain.operator(6, 0), chain.matrix(6, 0)
+    atol = eps_of(np.float32, 6, 30) * np.linalg.norm(P, 2)
+    assert_allclose(sla.aslinearoperator(operator) @ np.ones(30), P @ np.ones(30), atol=atol)
+    assert_allclose(operator @ np.ones(30, int), P @ np.ones(30), atol=atol)
+    values = np.linalg.eigvalsh(P.astype(float))
+    found = sla.lobpcg(operator, rng.normal(size=(30, 2)), maxiter=100, tol=1e-3)[0]
+    assert_allclose(found.max(), values[-1], rtol=1e-4)
+    found = sla.svds(operator, k=2, solver="lobpcg", return_singular_vectors=False, tol=1e-3)
+    assert_allclose(found.max(), values[-1], rtol=1e-4)
+    with pytest.raises(TypeError, match="v: expected float32"):
+        operator.matvec(np.ones(30, complex))
 
 
 class _Users(fb.Chain):
@@ -588,6 +823,14 @@ def test_feed_forward_depth_100(nonlinearity):
     exact = reference.log_norm_of_product(np.array(J))
     got = fb.log_norm(trace.chain(2), delta=1e-9)
     assert abs(got.estimate - exact) < 2e-3
+    P = np.eye(n)
+    for step in J:
+        P = step @ P
+        P /= np.abs(P).max()  # float64 holds what is within 30 nats of the first
+    relative = np.log(np.linalg.svd(P, compute_uv=False)[:5])
+    values = fb.log_singular_values(trace.chain(2))[:5]
+    near = relative > relative[0] - 25
+    assert_allclose((values - values[0])[near], (relative - relative[0])[near], atol=1e-3)
     d_output = rng.normal(size=h.shape)
     grads = trace.backward(d_output)
     dh = d_output
@@ -663,6 +906,25 @@ def test_sensitivity_by_finite_differences():
     assert got.weight_hh is None
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sensitivity_where_the_leading_direction_changes(dtype):
+    """Each step is worth the entry on the leading path: d log sigma_1 / dJ is its inverse."""
+    rng = np.random.default_rng(24)
+    J, at, values = permuted(600, 24, rng)[0].astype(dtype), np.arange(24), []
+    for step in J:
+        after = step[:, at].argmax(axis=0)
+        values.append(step[after, at])
+        at = after
+    values = np.array(values, float)
+    lead = np.log(values).sum(axis=0).argmax()
+    got = fb.sensitivity(fb.MatrixChain(J)).by_step
+    assert_allclose(got, 1 / values[:, lead], rtol=600 * np.finfo(dtype).eps * 16)
+    rng = np.random.default_rng(0)
+    J, turn = permuted(600, 6, rng)[0], orthogonal(6, rng)
+    with pytest.raises(ValueError, match="passes forward and back"):
+        fb.sensitivity(fb.MatrixChain((turn @ J @ turn.T).astype(dtype)))
+
+
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "MGU"])
 def test_sensitivity_to_the_recurrent_weights(kind):
     """The slopes held, log sigma_1 is a function of W_hh through every J_t."""
@@ -734,6 +996,35 @@ def test_a_million_steps():
     curve = fb.growth_from(chain, 900_000)
     exact = fb.log_norm(chain, s=900_000).estimate
     assert_allclose(curve.estimate[-1], exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_million_exact_steps(dtype):
+    """a·Q: T log a, the sum of logs in float64 whatever the chain's dtype."""
+    T, a = 1_000_000, 1.5
+    turn = np.zeros((4, 4), dtype)
+    turn[[1, 2, 3, 0], [0, 1, 2, 3]] = a  # no rounding at all
+    chain = fb.MatrixChain(np.broadcast_to(turn, (T, 4, 4)))
+    got = fb.log_norm(chain)
+    assert_allclose(got.estimate, T * math.log(a), atol=1e-4)
+    assert_allclose(got.condition, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_hundred_thousand_steps_of_a_thousand(dtype):
+    turn = np.zeros((20, 20), dtype)
+    turn[np.arange(20), np.arange(20) - 1] = 1000
+    chain = fb.MatrixChain(np.broadcast_to(turn, (100_000, 20, 20)))
+    for method in ("lanczos", "block"):
+        got = fb.log_norm(chain, method=method, max_sweeps=2)
+        assert_allclose(got.lower, 690775.5278982137, atol=1e-2 if dtype == np.float32 else 1e-6)
+
+
+def test_an_estimate_knows_what_textbooks_say():
+    chain = fb.MatrixChain(np.stack([np.diag([2.0, 0.5]), np.diag([0.5, 2.0])] * 8))
+    got = fb.log_norm(chain, 12, 2)
+    assert got.textbook == fb.textbook_bounds(chain, 12, 2)
+    assert got.estimate < got.textbook.steps
 
 
 def test_plots():

@@ -43,10 +43,9 @@ class NormsReport:
             self.windows.notes,
             strict=True,
         ):
-            known = estimate[lag:]
-            row = dict(
-                zip(("min", "median", "max"), np.percentile(known, (0, 50, 100)), strict=True)
-            )
+            known = np.sort(estimate[lag:])  # no mean of two, which may be infinite
+            middle = known[(len(known) - 1) // 2]
+            row = dict(zip(("min", "median", "max"), (known[0], middle, known[-1]), strict=True))
             rows.append(
                 {"lag": lag, **row, "largest_upper": float(upper[lag:].max()), "note": note}
             )

@@ -166,7 +166,9 @@ def plain(y: Any) -> Any:
         return {name: plain(z) for name, z in y._asdict().items()}
     if isinstance(y, (np.ndarray, np.generic)):
         y = y.tolist()
-    if isinstance(y, list):
+    if isinstance(y, dict):
+        return {name: plain(z) for name, z in y.items()}
+    if isinstance(y, (list, tuple)):
         return [plain(z) for z in y]
     return str(y) if isinstance(y, float) and not math.isfinite(y) else y
 

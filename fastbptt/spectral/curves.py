@@ -1,6 +1,7 @@
 """Norms of many windows at once: all t for one s, all s for one t."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,15 +10,14 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.windows import columns, gram, history_norms
 from .factors import expected_shortfall, upper_margin
-from .norm import checked
-from .products import Stretch, carry, orthonormal
+from .products import Stretch, carry, checked, orthonormal
 
 
 class Curve(NamedTuple):
     """Norms in nats over windows, as an interval each.
 
     `t[i]` and `s[i]` say which P(t,s) row i is; `lower` holds but for rounding, `upper` as `note`
-    says.
+    says.  Of B chains lower, estimate and upper are (B,n) and worst_error (B,).
     """
 
     t: np.ndarray
@@ -25,16 +25,20 @@ class Curve(NamedTuple):
     lower: np.ndarray
     estimate: np.ndarray
     upper: np.ndarray
-    delta: float
+    delta: float  # risk of each `upper`; 0 where it is exact, NaN where it is no bound
     note: str  # how it was computed
+    worst_error: Any = math.nan  # nats, of the windows of two passes that were solved one by one
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the interval and the estimate on `ax`, or on a new figure; needs matplotlib."""
         ax = axes(ax)
         one_start, one_end = np.ptp(self.s) == 0, np.ptp(self.t) == 0
         x = self.t - self.s if one_end and not one_start else self.t
-        ax.fill_between(x, self.lower, self.upper, alpha=0.3, label="interval")
-        ax.plot(x, self.estimate, label="estimate")
+        rows = [np.atleast_2d(y) for y in (self.lower, self.estimate, self.upper)]
+        for b, (lower, estimate, upper) in enumerate(zip(*rows, strict=True)):
+            name = "" if len(rows[0]) == 1 else f" {b}"
+            ax.fill_between(x, lower, upper, alpha=0.3, label=f"interval{name}")
+            ax.plot(x, estimate, label=f"estimate{name}")
         ax.axhline(0, color="0.6", lw=0.8)
         name = "lag t - s  (steps)" if one_end and not one_start else "step t"
         ax.set(xlabel=name, ylabel="log ||P(t,s)||  (nats)")
@@ -49,6 +53,34 @@ def axes(ax: Any) -> Any:
 
         ax = Figure(layout="constrained").subplots()
     return ax
+
+
+def several(chains: Any) -> list[Chain]:
+    """Chains of equally many steps, as a list, or an error in words."""
+    known = [checked(one) for one in chains]
+    lengths = sorted({len(one) for one in known})
+    if len(lengths) != 1:
+        raise ValueError(f"chain: expected one or several, equally long, got lengths {lengths}")
+    return known
+
+
+def stacked(parts: list[Any]) -> Any:
+    """Curves or maps of several chains as one whose arrays have an axis of chains before."""
+    fields = ("lower", "estimate", "upper", "worst_error")
+    both: dict[str, Any] = {
+        name: np.stack([getattr(one, name) for one in parts]) for name in fields
+    }
+    notes: Any = [one[-2] for one in parts]
+    if isinstance(parts[0], Curve):
+        deltas = [one.delta for one in parts]
+        both["delta"], both["note"] = max(deltas), "; ".join(dict.fromkeys(notes))
+        if np.isnan(deltas).any():
+            both["delta"] = math.nan
+    else:
+        both["delta"] = np.stack([one.delta for one in parts])
+        rows = zip(*notes, strict=True)
+        both["notes"] = tuple("; ".join(dict.fromkeys(row)) for row in rows)
+    return parts[0]._replace(**both)
 
 
 class _History:
@@ -106,13 +138,19 @@ def _from_block(
 
 
 def growth_from(
-    chain: Chain, s: int = 0, *, probes: int = 8, delta: float = 0.05, rng: Any = 0
+    chain: Chain | Sequence[Chain],
+    s: int = 0,
+    *,
+    probes: int = 8,
+    delta: float = 0.05,
+    rng: Any = 0,
 ) -> Curve:
     """log ||P(t,s)|| for all t = s .. T, in one pass.
 
     Parameters
     ----------
-    chain : Chain
+    chain : Chain, or list of them
+        Of several, equally long, as of the sequences of a batch, the curves get a leading axis.
     s : int
     probes : int
         Gaussian vectors that are pushed on; with as many as the state has numbers it is exact.
@@ -141,6 +179,9 @@ def growth_from(
     >>> fb.growth_from(chain).estimate[[0, 1, 10]] / np.log(2)
     array([  0.,  -1., -10.])
     """
+    if isinstance(chain, (list, tuple)):
+        many = several(chain)
+        return stacked([growth_from(c, s, probes=probes, delta=delta, rng=rng) for c in many])
     chain = checked(chain)
     t, s = chain.window(None, s)
     delta = checks.probability(delta, "delta")
@@ -150,7 +191,7 @@ def growth_from(
 
 
 def growth_to(
-    chain: Chain,
+    chain: Chain | Sequence[Chain],
     t: int | None = None,
     cotangent: Any = None,
     *,
@@ -162,10 +203,11 @@ def growth_to(
 
     Parameters
     ----------
-    chain : Chain
+    chain : Chain, or list of them
+        Of several, equally long, the curves get a leading axis.
     t : int
         None is T.
-    cotangent : ndarray (N_t,), optional
+    cotangent : ndarray (N_t,), optional; of B chains (B,N_t)
         dL/d state t.  With it the curve is the norm of the gradient by lag, dL/d state s, exact to
         rounding: lower, estimate and upper are equal.
     probes, delta, rng
@@ -189,6 +231,14 @@ def growth_to(
     >>> np.exp(curve.estimate[:3])
     array([5.  , 2.5 , 1.25])
     """
+    if isinstance(chain, (list, tuple)):
+        many = several(chain)
+        given = [None] * len(many) if cotangent is None else list(cotangent)
+        if len(given) != len(many):
+            raise ValueError(f"cotangent: expected {len(many)} of them, got {len(given)}")
+        options = {"probes": probes, "delta": delta, "rng": rng}
+        pairs = zip(many, given, strict=True)
+        return stacked([growth_to(c, t, u, **options) for c, u in pairs])
     chain = checked(chain)
     t, _ = chain.window(t, 0)
     delta = checks.probability(delta, "delta")
@@ -198,12 +248,16 @@ def growth_to(
         lower, estimate, upper, note = _from_block(chain, t, 0, probes, delta, rng)
         return Curve(ends, states, lower, estimate, upper, delta, note)
     u = checks.shaped(cotangent, "cotangent", chain.dtype, (chain.size(t),)).astype(np.float64)
-    length = float(np.linalg.norm(u))
+    peak = float(np.abs(u).max())  # whose square need not be a float64
     note = "exact to rounding: the cotangent pulled back"
-    if length == 0:
+    if peak == 0:
         curve = np.full(len(states), -math.inf)
         return Curve(ends, states, curve, curve, curve, 0.0, note)
+    with np.errstate(invalid="ignore"):
+        u = u / peak
+    length = float(np.linalg.norm(u))
     watcher = _History(np.eye(1))
     carry(chain, t, 0, (u / length)[None].astype(chain.dtype), watcher, history=True)
-    curve = np.concatenate([[0.0], watcher.norms(t)[:, 0]]) + math.log(length)
+    curve = np.concatenate([[0.0], watcher.norms(t)[:, 0]])
+    curve += math.log(length) + math.log(peak)
     return Curve(ends, states, curve, curve, curve, 0.0, note)

@@ -1,7 +1,7 @@
 """What the triangular factor of a random block says of the norm of the product (spectral.md 1)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,3 +57,8 @@ def _digamma_half(n: int) -> float:
 def expected_shortfall(N: int, k: int) -> float:
     """E[log sigma_1 - log ||P V||] for a uniform block of k of N and a product with a gap, nats."""
     return (_digamma_half(N) - _digamma_half(k)) / 2
+
+
+def room_of(delta: float, length: Any) -> Any:
+    """log 1/epsilon: a Gaussian start of that length has less than epsilon of v_1 but for delta."""
+    return np.log(length) - math.log(delta) - 0.5 * math.log(math.pi / 2)

@@ -8,18 +8,20 @@ import numpy as np
 from .. import checks
 from ..chains import Chain
 from ..kernels.lanczos import bounds
-from .factors import expected_shortfall, upper_margin
-from .products import Carried, carry, factor, log_norm_of, one_vector, orthonormal
+from .factors import expected_shortfall, room_of, upper_margin
+from .products import Carried, carry, checked, factor, log_norm_of, one_vector, orthonormal
+from .sweeps import log_norms_of_steps
 
 METHODS = ("auto", "block", "lanczos", "explicit")
 _EXPLICIT = 16  # size up to which the product itself costs no more than a few sweeps
+_SHORT, _EXPLICIT_SHORT = 4, 64  # steps, and the size up to which that is so of so few
 _SPENT = 4e-16  # beside the largest: the Krylov space has been used up
 _POINTS = 64  # where the left and the right vector are compared
+_MOST_ROUNDING = 0.1  # nats: what may be told as a wider interval; beyond it nothing is known
+AFFORDABLE = 1e10  # multiply-adds of the product itself, where sweeps have met their own rounding
 
 
-class NormEstimate(NamedTuple):
-    """What `log_norm` returns; natural logs, so norms are in nats."""
-
+class _Interval(NamedTuple):
     lower: float  # log ||P|| is at least this, but for rounding
     estimate: float
     upper: float  # log ||P|| is at most this, but with probability delta
@@ -30,10 +32,28 @@ class NormEstimate(NamedTuple):
     v: np.ndarray  # (N_s,): right
     condition: float  # largest 1/|u_r·v_r| on the way: rounding of a step counts so much more
     method: str
+    rounding: float  # nats by which passes forward and back disagree, or eps·condition if larger
+
+
+class NormEstimate(_Interval):
+    """What `log_norm` returns; natural logs, so norms are in nats."""
+
+    of: tuple[Chain, int, int]  # the chain, t and s; no part of the tuple
+
+    @property
+    def textbook(self) -> Any:
+        """`textbook_bounds` of the same product, found when asked for: some 20 passes over it."""
+        from .sensitivity import textbook_bounds
+
+        return textbook_bounds(*self.of)
 
     def __str__(self) -> str:
         how = f"{self.method}, {self.half_sweeps} half-sweeps"
         sure = f"upper false with probability {self.delta:g}" if self.delta else "exact"
+        if math.isnan(self.estimate):
+            sure = "not a number"
+        elif not (self.converged or self.rounding <= _MOST_ROUNDING):
+            sure = f"lost in rounding: condition {self.condition:.2g}"
         return (
             f"log ||P|| = {self.estimate:.6g} nats, in [{self.lower:.6g}, {self.upper:.6g}] "
             f"({how}; {sure})"
@@ -70,8 +90,8 @@ def log_norm(
         "explicit": the product itself, as a graded factor; exact to rounding.  "lanczos":
         Golub-Kahan-Lanczos from one Gaussian vector.  "block": `probes` Gaussian vectors and
         subspace iteration, whose first pass is that of `JacobianStream`.  "auto": explicit for
-        states of up to 16 numbers, block where no more than two half-sweeps are allowed, else
-        lanczos.
+        states of up to 16 numbers, or 64 over up to 4 steps, block where no more than two
+        half-sweeps are allowed, else lanczos.
     probes : int
         Of "block"; at most N_s are used.
     rng : int, numpy.random.Generator or None
@@ -94,7 +114,11 @@ def log_norm(
     (Kuczynski and Wozniakowski 1992; Hochstenbach 2013).  That of "block" after m half-sweeps is
     (log ||(P'P).. P Omega|| + margin)/m (spectral.md section 1).  Neither assumes anything of the
     spectrum.  Rounding moves all three by up to about T·eps·sqrt(N) times `condition`, and as a
-    rule by the root of T of it.
+    rule by the root of T of it.  How much it did, `rounding` says: log |u'P v| is found once by
+    pushing v and once by pulling u, and at states between.  Where that is more than `tol` and than
+    the rule allows, the product itself is tried if 1e10 multiply-adds are enough for it; if it
+    fares no better the interval is wider by `rounding`, and from 0.1 nats on it is (-inf, sum of
+    log ||J_r||): the digits that would tell more are lost, and `estimate` may be anything.
 
     Examples
     --------
@@ -113,22 +137,39 @@ def log_norm(
     probes = checks.size(probes, "probes")
     generator = checks.generator(rng)
     if method == "auto":
-        small = min(chain.size(t), chain.size(s)) <= _EXPLICIT
+        N = min(chain.size(t), chain.size(s))
+        small = N <= _EXPLICIT or (N <= _EXPLICIT_SHORT and t - s <= _SHORT)
         method = "explicit" if small else "block" if max_sweeps <= 2 else "lanczos"
     if method == "explicit":
-        return _explicit(chain, t, s)
-    if method == "block":
-        return _block(chain, t, s, tol, delta, max_sweeps, probes, generator)
-    return _lanczos(chain, t, s, tol, delta, max_sweeps, generator)
+        found = _explicit(chain, t, s)
+    elif method == "block":
+        found = _block(chain, t, s, tol, delta, max_sweeps, probes, generator)
+    else:
+        found = _lanczos(chain, t, s, tol, delta, max_sweeps, generator)
+    found = _honest(chain, t, s, found, tol, generator)
+    found.of = (chain, t, s)
+    return found
 
 
-def checked(chain: Any) -> Chain:
-    """A chain, or TypeError."""
-    if not isinstance(chain, Chain):
-        hint = "; use trace.chain()" if hasattr(chain, "chain") else "; see fb.MatrixChain"
-        raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}{hint}")
-    checks.dtype(chain.dtype)
-    return chain
+def _honest(
+    chain: Chain, t: int, s: int, found: NormEstimate, tol: float, rng: np.random.Generator
+) -> NormEstimate:
+    """What is found, if rounding has left it standing; else the product itself, or less."""
+    n, N = t - s, max(chain.size(t), chain.size(s))
+    rule = 16 * float(np.finfo(chain.dtype).eps) * math.sqrt(N * (1 + n))
+    if not found.rounding > max(tol, rule):
+        return found
+    if found.method != "explicit" and n * float(N) ** 3 <= AFFORDABLE:
+        product = _explicit(chain, t, s)
+        if product.rounding < found.rounding:
+            found = product._replace(half_sweeps=found.half_sweeps + 1)
+        if not found.rounding > max(tol, rule):
+            return found
+    lower, upper = found.lower - found.rounding, found.upper + found.rounding
+    if found.rounding > _MOST_ROUNDING:
+        steps = log_norms_of_steps(chain, t, s, rng)
+        lower, upper = -math.inf, max(found.estimate, float(steps.sum()))
+    return found._replace(lower=lower, upper=upper, converged=False)
 
 
 def _explicit(chain: Chain, t: int, s: int) -> NormEstimate:
@@ -140,9 +181,9 @@ def _explicit(chain: Chain, t: int, s: int) -> NormEstimate:
     norm = log_norm_of(carried.U, carried.e)
     near, far = _leading(carried)
     v, u = (near, far) if forward else (far, near)
-    condition = _condition(chain, t, s, u, v)
     sure = not math.isnan(norm)
-    return NormEstimate(norm, norm, norm, 0.0, 1, sure, u, v, condition, "explicit")
+    seen = _examine(chain, t, s, u, v, norm)
+    return NormEstimate(norm, norm, norm, 0.0, 1, sure, u, v, seen[0], "explicit", seen[1])
 
 
 def _leading(carried: Carried) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +211,7 @@ def _block(
     nats = 0.0  # that `total`, the factor of all sweeps and of Omega, was scaled down by
     lower, upper, estimate = -math.inf, math.inf, -math.inf
     known: dict[bool, np.ndarray] = {}
-    m = 0
+    one, m = math.nan, 0
     while m < max_sweeps and not upper - lower <= tol:
         forward = m % 2 == 0
         carried = carry(chain, *((s, t) if forward else (t, s)), rows)
@@ -198,13 +239,10 @@ def _block(
         estimate = min(upper, lower + gap * expected_shortfall(N, k) * (m == 1))
     u, v = known[True], known[False]
     converged = upper == lower or upper - lower <= tol
-    condition = _condition(chain, t, s, u, v)
-    return NormEstimate(lower, estimate, upper, delta, m, converged, u, v, condition, "block")
-
-
-def room_of(delta: float, length: Any) -> Any:
-    """log 1/epsilon: a Gaussian start of that length has less than epsilon of v_1 but for delta."""
-    return np.log(length) - math.log(delta) - 0.5 * math.log(math.pi / 2)
+    seen = _examine(chain, t, s, u, v, one)
+    return NormEstimate(
+        lower, estimate, upper, delta, m, converged, u, v, seen[0], "block", seen[1]
+    )
 
 
 def _lanczos(
@@ -223,6 +261,7 @@ def _lanczos(
     alpha, beta = np.zeros((1, max_sweeps + 1)), np.zeros((1, max_sweeps + 1))
     found = np.empty((1, 2))
     base, m, lower, upper = 0.0, 0, -math.inf, math.inf  # all is relative to the first product
+    discord = 0.0  # of sweeps forward and sweeps back, which are one another's transposes
     while m < max_sweeps:
         forward = m % 2 == 0
         own, other = (left, right) if forward else (right, left)
@@ -230,14 +269,23 @@ def _lanczos(
         base = nats if m == 0 else base
         if m == 0 and not math.isfinite(nats):  # zero on a random vector, or NaN
             sure = not math.isnan(nats)
-            u = np.zeros(chain.size(t))
-            return NormEstimate(nats, nats, nats, delta, 1, sure, u, right[0], math.nan, "lanczos")
+            u, none = np.zeros(chain.size(t)), math.nan
+            return NormEstimate(
+                nats, nats, nats, delta, 1, sure, u, right[0], none, "lanczos", none
+            )
         y = y * math.exp(nats - base)
-        for _ in range(2):
-            for one in own:
-                y = y - (one @ y) * one
+        # along the last of `own` it is what the sweep before found, along the others nothing
+        apart = np.zeros(len(own))
+        if m > 0:
+            apart[-1:] = -float((beta if forward else alpha)[0, (m - 1) // 2])
+        for again in range(2):
+            for i, one in enumerate(own):
+                dot = one @ y
+                y = y - dot * one
+                apart[i] += dot * (again == 0)
         norm = float(np.linalg.norm(y))
         (alpha if forward else beta)[0, m // 2] = norm
+        discord = max(discord, *np.abs(apart).tolist()) if len(own) else discord
         m += 1
         bounds(alpha, beta, m, room_of(delta, length), found)
         lower, upper = (math.log(x) + base for x in found[0].tolist())
@@ -254,18 +302,10 @@ def _lanczos(
     B[np.arange(n), np.arange(1, n + 1)] = beta[0, :n]
     X, _, Y = np.linalg.svd(B)
     u, v = X[:, 0] @ np.array(left), Y[0] @ np.array(right)
-    return NormEstimate(
-        lower,
-        lower,
-        upper,
-        delta,
-        m,
-        bool(upper - lower <= tol),
-        u,
-        v,
-        _condition(chain, t, s, u, v),
-        "lanczos",
-    )
+    condition, rounding = _examine(chain, t, s, u, v, lower)
+    rounding = max(rounding, discord * math.exp(base - lower))
+    sure = bool(upper - lower <= tol)
+    return NormEstimate(lower, lower, upper, delta, m, sure, u, v, condition, "lanczos", rounding)
 
 
 def checkpoints(s: int, t: int) -> np.ndarray:
@@ -285,15 +325,23 @@ def along(
     return vectors, np.array(nats)
 
 
-def _condition(chain: Chain, t: int, s: int, u: np.ndarray, v: np.ndarray) -> float:
-    """The largest 1/|u_r·v_r|, u pulled back from t and v pushed on from s."""
+def _examine(
+    chain: Chain, t: int, s: int, u: np.ndarray, v: np.ndarray, norm: float
+) -> tuple[float, float]:
+    """The condition, and by how many nats log |u'P v| differs from `norm` on the way.
+
+    u is pulled back from t and v pushed on from s; their products at all states should be the same
+    (spectral.md section 5).  Where rounding has grown over what is left of u or v they are not.
+    """
     if not (np.isfinite(u).all() and np.isfinite(v).all()):
-        return math.nan
-    if len({chain.size(r) for r in (s, t)}) > 1 or t == s:
-        states = np.array([s, t])
-    else:
-        states = checkpoints(s, t)
-    ahead, back = along(chain, states, v)[0], along(chain, states[::-1], u)[0][::-1]
-    dots = np.array([abs(a @ b) for a, b in zip(ahead, back, strict=True)])
-    with np.errstate(divide="ignore"):
-        return float((1 / dots).max())
+        return math.nan, math.nan
+    states = checkpoints(s, t)
+    ahead, pushed = along(chain, states, v)
+    back, pulled = along(chain, states[::-1], u)
+    dots = np.array([abs(a @ b) for a, b in zip(ahead, back[::-1], strict=True)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        condition = float((1 / dots).max())
+        apart = float(np.abs(pushed + pulled[::-1] + np.log(dots) - norm).max())
+    if norm == -math.inf:  # of zeros, which rounding does not move
+        return condition, 0.0
+    return condition, max(apart, float(np.finfo(chain.dtype).eps) * condition)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checks
 from ..chains import Chain
 from ..kernels.frames import EMPTY, multiply_factor, orthonormalise
 
@@ -36,6 +37,18 @@ class Stretch(NamedTuple):
     e: np.ndarray  # (k,): the factor up to there
     R: np.ndarray  # (k,k): of this stretch, in float64
     history: Any  # (steps,k,N) the frame after each step, not orthonormalised; None if not asked
+
+
+def checked(chain: Any, square: bool = False) -> Chain:
+    """A chain, or TypeError; if `square`, of square Jacobians, or ValueError."""
+    if not isinstance(chain, Chain):
+        hint = "; use trace.chain()" if hasattr(chain, "chain") else "; see fb.MatrixChain"
+        raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}{hint}")
+    checks.dtype(chain.dtype)
+    sizes = {chain.size(t) for t in range(len(chain) + 1)} if square else {0}
+    if len(sizes) > 1:
+        raise ValueError(f"chain: expected square Jacobians, got sizes {sorted(sizes)}")
+    return chain
 
 
 def orthonormal(block: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,11 @@ import numpy as np
 from .. import checks
 from ..chains import Chain
 from ..trace_chain import TraceChain
-from .norm import checked, log_norm
-from .products import Stretch, carry
-from .windows import window_sweeps
+from .norm import log_norm
+from .products import Stretch, carry, checked
+from .sweeps import window_sweeps
+
+_TOL = 0.05  # nats: by_step is as far off
 
 
 class Sensitivity(NamedTuple):
@@ -19,8 +21,7 @@ class Sensitivity(NamedTuple):
     steps: np.ndarray  # (n,): r = s+1 .. t, of J_r
     by_step: np.ndarray  # (n,): the norm of d log sigma_1 / d J_r
     by_unit: np.ndarray  # (n,N): that of its rows: of what reaches each unit of state r
-    weight_hh: np.ndarray | None  # (G·H,H): all steps' sum with the slopes held, of a net with one
-    # layer and no product of a gated state; else None
+    weight_hh: np.ndarray | None  # (G·H,H): all steps' sum, the slopes held; see `sensitivity`
     log_norm: float  # nats
 
 
@@ -39,11 +40,16 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     Returns
     -------
     Sensitivity
+        `weight_hh` holds the slopes, or gates, of every step as they are: what W_hh does to the
+        states and through them to the slopes is left out.  It is known for RNN, LSTM and GRU with
+        `reset_after`, of one layer; None for MGU and GRU(reset_after=False), which multiply a gated
+        state, for several layers, and for chains that are not of a trace.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument; for a product that is zero.
+        Naming the argument; for a product that is zero, and for one whose singular vectors are lost
+        in rounding, so that passes forward and back disagree by more than 0.05 nats.
 
     Notes
     -----
@@ -57,7 +63,7 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     >>> fb.sensitivity(fb.MatrixChain(J)).by_step.round(6)
     array([0.5, 0.5, 0.5, 0.5, 0.5])
     """
-    chain = checked(chain)
+    chain = checked(chain, square=True)
     t, s = chain.window(t, s)
     if t == s:
         raise ValueError(f"t, s: expected s < t, got both {t}")
@@ -67,6 +73,15 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     ahead, pushed = _path(chain, s, t, norm.v)  # states s .. t
     back, pulled = _path(chain, t, s, norm.u)
     back, pulled = back[::-1], pulled[::-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dots = np.log(np.abs(np.einsum("tn,tn->t", ahead, back)))
+        apart = float(np.abs(pushed + pulled + dots - norm.estimate).max())
+    if not apart <= _TOL:
+        raise ValueError(
+            f"chain: passes forward and back over P({t},{s}) disagree by {apart:.2g} nats; "
+            f"rounding outweighs the product, whose condition is {norm.condition:.2g}: take fewer "
+            "steps, or float64"
+        )
     by_step = np.exp(pushed[:-1] + pulled[1:] - norm.estimate)
     gradient = None
     if isinstance(chain, TraceChain) and chain.one_product:
@@ -82,7 +97,8 @@ def _path(chain: Chain, start: int, stop: int, vector: np.ndarray) -> tuple[np.n
     def note(one: Stretch) -> None:
         y = np.asarray(one.history, np.float64)[:, 0]
         norm = np.linalg.norm(y, axis=1)
-        vectors.append(y / norm[:, None])
+        with np.errstate(invalid="ignore"):
+            vectors.append(y / norm[:, None])
         sign = math.log(abs(one.U[0, 0])) + float(one.e[0]) * math.log(2)
         nats.append(np.log(norm) + sign)
 
@@ -132,7 +148,7 @@ def textbook_bounds(
     >>> round(bounds.steps / math.log(2), 3), round(abs(bounds.windows), 3)
     (16.0, 0.0)
     """
-    chain = checked(chain)
+    chain = checked(chain, square=True)
     t, s = chain.window(t, s)
     lag = checks.size(lag, "lag")
     generator = checks.generator(rng)

@@ -9,8 +9,7 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.frames import graded_singular_values
 from .curves import axes
-from .norm import checked
-from .products import Stretch, carry, orthonormal
+from .products import Stretch, carry, checked, orthonormal
 from .stream import JacobianStream
 
 _BURN_IN = 1 / 8  # of the steps
@@ -70,14 +69,19 @@ class LyapunovSpectrum(NamedTuple):
     steps: int
     kaplan_yorke: Any  # dimension; NaN if k exponents do not reach a negative sum
     entropy_rate: Any  # sum of the positive exponents, nats a step
-    history_steps: np.ndarray  # (n,): ends of the running means; empty for a stream
+    history_steps: np.ndarray  # (n,): ends of the running means; empty for a batched stream, whose
+    # sequences have blocks of their own
     history: np.ndarray  # (n,k): mean growth up to there, without burn-in
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the convergence of the exponents on `ax`, or on a new figure."""
         ax = axes(ax)
+        ax.set(xlabel="step", ylabel="exponents  (nats a step)")
+        if not len(self.history_steps):
+            ax.text(0.5, 0.5, "no history is kept", ha="center", transform=ax.transAxes)
+            return ax
         ax.plot(self.history_steps, self.history)
-        ax.set(xscale="log", xlabel="step", ylabel="exponents  (nats a step)")
+        ax.set_xscale("log")
         return ax
 
 
@@ -166,15 +170,21 @@ def _of_stream(stream: JacobianStream, k: int | None) -> LyapunovSpectrum:
     rows = exponents.reshape(-1, k)
     dimension = np.array([_kaplan_yorke(row, N) for row in rows]).reshape(batch)
     entropy = np.where(exponents > 0, exponents, 0.0).sum(axis=-1)
-    none = np.zeros((0, k))
+    steps, history = np.zeros(0, np.int64), np.zeros((0, k))
+    if not batch:
+        s = stream._carried
+        assert s is not None  # or `result` had raised
+        n = s.block_count[0]
+        steps = np.cumsum(s.block_steps[0, :n])
+        history = np.cumsum(s.blocks[0, :n, :k], axis=0) / steps[:, None]
     return LyapunovSpectrum(
         exponents,
         error,
         result.steps,
         dimension if batch else float(dimension),
         entropy if batch else float(entropy),
-        np.zeros(0, np.int64),
-        none,
+        steps,
+        history,
     )
 
 

@@ -1,37 +1,45 @@
 """Norms of all windows of a lag: short ones side by side, long ones by two passes of frames."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.lanczos import bounds
-from .curves import Curve, axes
-from .norm import checked, room_of
+from .curves import Curve, axes, several, stacked
+from .norm import AFFORDABLE, log_norm
+from .products import checked
+from .sweeps import MOST_SWEEPS, SWEEPS, TOL, Sweeps
 from .two_passes import TwoPasses
 
-_TOL = 1e-2  # nats: to which windows are solved, and which two passes must promise
-_SWEEPS = 24  # half-sweeps of a window, at most
-_MOST_SWEEPS = 64  # where an upper bound of few windows is wanted
 _SAMPLE = 16  # windows checked one by one
-_NUMBERS = 1 << 22  # of the vectors of windows that are solved side by side
+_GROSS = 0.1  # nats: a window that is as wrong is no matter of chance,
+_SHORT = 1.0  # and as far above what two half-sweeps find, worth a look
+_FEW = 0.1  # of all windows: more are not mended but all of them solved by sweeps
 
 
 class Map(NamedTuple):
-    """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before."""
+    """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before.
+
+    Of B chains lower, estimate and upper are (B,M,T+1), delta and worst_error (B,M).
+    """
 
     lags: np.ndarray  # (M,)
     lower: np.ndarray  # (M,T+1)
     estimate: np.ndarray
     upper: np.ndarray
-    delta: float
+    delta: np.ndarray  # (M,): as of each row's `Curve`
     notes: tuple[str, ...]  # how each row was computed
+    worst_error: np.ndarray  # (M,)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the estimates per step of lag as colours, on `ax` or on a new figure."""
         ax = axes(ax)
         rate = self.estimate / self.lags[:, None]
+        if rate.ndim > 2:  # the mean of all sequences
+            rate = rate.mean(axis=0)
         finite = rate[np.isfinite(rate)]
         most = float(np.abs(finite).max()) if finite.size else 1.0
         picture = ax.imshow(
@@ -44,109 +52,11 @@ class Map(NamedTuple):
         return ax
 
 
-class _Sweeps:
-    """Golub-Kahan-Lanczos of many windows of one lag, side by side."""
-
-    def __init__(
-        self, chain: Chain, lag: int, tol: float, delta: float, rng: Any, most: int = _SWEEPS
-    ) -> None:
-        self._chain, self._lag, self._tol, self._delta, self._rng = chain, lag, tol, delta, rng
-        self._most = min(most, 2 * chain.size(0) - 1)  # half-sweeps: then the Krylov space is all
-
-    def norms(self, firsts: np.ndarray) -> np.ndarray:
-        """(G,2): lower and upper of the windows (s, s + lag), s in `firsts`."""
-        N = self._chain.size(0)
-        out = np.empty((len(firsts), 2))
-        some = max(1, _NUMBERS // (N * self._most))
-        for i in range(0, len(firsts), some):
-            out[i : i + some] = self._solve(firsts[i : i + some], N)
-        return out
-
-    def _solve(self, firsts: np.ndarray, N: int) -> np.ndarray:
-        G, most = len(firsts), self._most
-        omega = self._rng.standard_normal((G, N))
-        length = np.linalg.norm(omega, axis=1)
-        left: list[np.ndarray] = []
-        right = [omega / length[:, None]]
-        alpha, beta = np.zeros((G, most)), np.zeros((G, most))
-        result, open_ = np.zeros((G, 2)), np.arange(G)
-        base = np.zeros(G)
-        for m in range(most):
-            forward = m % 2 == 0
-            own, other = (left, right) if forward else (right, left)
-            y, nats = self._carry(firsts[open_], other[-1], forward)
-            if m == 0:
-                base = nats
-                y[~np.isfinite(nats)] = 0
-            with np.errstate(invalid="ignore"):
-                y = y * np.nan_to_num(np.exp(nats - base))[:, None]
-            for _ in range(2):
-                for one in own:
-                    y -= np.einsum("gn,gn->g", one, y)[:, None] * one
-            norm = np.linalg.norm(y, axis=1)
-            (alpha if forward else beta)[open_, m // 2] = norm
-            found = np.empty((len(open_), 2))
-            room = room_of(self._delta, length[open_]).max()
-            bounds(alpha[open_], beta[open_], m + 1, room, found)
-            with np.errstate(divide="ignore"):
-                found = np.log(found) + base[:, None]
-            found[~np.isfinite(base)] = base[~np.isfinite(base), None]
-            spent = norm <= 4e-16 * np.exp(found[:, 0] - base) if m else ~np.isfinite(base)
-            spent |= m + 1 == 2 * N - 1
-            found[spent, 1] = found[spent, 0]
-            result[open_] = found
-            with np.errstate(invalid="ignore"):
-                going = (found[:, 1] - found[:, 0] > self._tol) & ~spent
-            with np.errstate(divide="ignore", invalid="ignore"):
-                own.append(y / norm[:, None])
-            if m == 0:
-                going &= np.isfinite(base)
-            if not going.all():
-                open_, base = open_[going], base[going]
-                for vectors in (left, right):
-                    vectors[:] = [one[going] for one in vectors]
-            if not len(open_):
-                break
-        return result
-
-    def _carry(
-        self, firsts: np.ndarray, vectors: np.ndarray, forward: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors (G,N) over their windows: unit vectors and the logs of the norms (G,)."""
-        chain, lag = self._chain, self._lag
-        step = chain.push_groups if forward else chain.pull_groups
-        at = firsts if forward else firsts + lag
-        y, nats, n, left = vectors, np.zeros(len(vectors)), lag, lag
-        tiny = float(np.finfo(chain.dtype).tiny) / float(np.finfo(chain.dtype).eps)
-        while left:
-            n = min(n, left)
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                after = step(at, n, y[:, None].astype(chain.dtype))[:, 0].astype(np.float64)
-            peak = np.abs(after).max(axis=1)  # squares would overflow long before
-            if n > 1 and not (np.isfinite(peak) & (peak > tiny)).all():
-                n = n // 2
-                continue
-            with np.errstate(divide="ignore", invalid="ignore"):
-                after = np.where(peak[:, None] > 0, after / peak[:, None], after)
-                norm = np.linalg.norm(after, axis=1)
-                nats = nats + np.log(peak) + np.log(norm)
-                y = np.where(norm[:, None] > 0, after / norm[:, None], after)
-            at, left = at + (n if forward else -n), left - n
-        return y, nats
-
-
-def window_sweeps(
-    chain: Chain, lag: int, firsts: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Upper bounds (G,) of the windows (s, s + lag), s in `firsts`; each false once in 1e9."""
-    return _Sweeps(chain, lag, _TOL, 1e-9, rng, _MOST_SWEEPS).norms(firsts)[:, 1]
-
-
 METHODS = ("auto", "frames", "sweeps")
 
 
 def growth_window(
-    chain: Chain,
+    chain: Chain | Sequence[Chain],
     lag: int,
     *,
     method: str = "auto",
@@ -158,8 +68,8 @@ def growth_window(
 
     Parameters
     ----------
-    chain : Chain
-        Of square Jacobians.
+    chain : Chain, or list of them
+        Of square Jacobians; of several, equally long, the curves get a leading axis.
     lag : int
         1 .. T, steps.
     method : str
@@ -167,8 +77,10 @@ def growth_window(
         R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
         exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
         own, side by side.  "auto": frames from the lag on where the rates of the frame promise
-        0.01 nats, else sweeps.  Whatever is asked for, a chain with NaN or whose product loses so
-        much rank that a frame cannot follow is solved by sweeps.
+        0.01 nats, if the windows drawn at random keep the promise, else sweeps.  Of frames every
+        lag-th window is tried by two half-sweeps; around those that are wrong by more than 0.1 nats
+        all windows are solved by sweeps.  Whatever is asked for, a chain with NaN or whose
+        product loses so much rank that a frame cannot follow is solved by sweeps.
     probes : int
         k, of frames.
     delta : float
@@ -179,8 +91,8 @@ def growth_window(
     -------
     Curve
         Of T + 1 - lag windows.  `lower` holds but for rounding.  `upper` of sweeps is as
-        `log_norm`'s; that of frames is the estimate and the worst error of 16 windows drawn at
-        random and solved one by one, which `note` tells.
+        `log_norm`'s; that of frames is no bound but the estimate and the worst error of 16 windows
+        drawn at random and solved one by one, `worst_error`, and `delta` is NaN.
 
     Raises
     ------
@@ -194,6 +106,9 @@ def growth_window(
     >>> np.round(fb.growth_window(chain, 3).estimate / np.log(2), 6)
     array([-3., -3., -3., -3., -3., -3., -3., -3.])
     """
+    if isinstance(chain, (list, tuple)):
+        options = {"method": method, "probes": probes, "delta": delta, "rng": rng}
+        return stacked([growth_window(one, lag, **options) for one in several(chain)])
     chain, generator = _square(chain), checks.generator(rng)
     lag = checks.size(lag, "lag")
     if lag > len(chain):
@@ -202,7 +117,7 @@ def growth_window(
 
 
 def growth_map(
-    chain: Chain,
+    chain: Chain | Sequence[Chain],
     lags: Any = "dyadic",
     *,
     method: str = "auto",
@@ -235,12 +150,17 @@ def growth_map(
     >>> fb.growth_map(chain).lags
     array([1, 2, 4, 8])
     """
+    if isinstance(chain, (list, tuple)):
+        options = {"method": method, "probes": probes, "delta": delta, "rng": rng}
+        return stacked([growth_map(one, lags, **options) for one in several(chain)])
     chain, generator = _square(chain), checks.generator(rng)
     T = len(chain)
     if isinstance(lags, str):
         checks.choice(lags, "lags", ["dyadic"])
         wanted = [2**i for i in range(T.bit_length()) if 2**i <= T]
     else:
+        if not np.iterable(lags):
+            raise TypeError(f'lags: expected a sequence of int or "dyadic", got {lags!r}')
         wanted = [checks.size(lag, f"lags[{i}]") for i, lag in enumerate(lags)]
         if not wanted or max(wanted) > T:
             raise ValueError(f"lags: expected some, of 1 .. {T}, got {wanted}")
@@ -250,16 +170,14 @@ def growth_map(
         for one, y in zip(rows, (curve.lower, curve.estimate, curve.upper), strict=True):
             one[i, lag:] = y
     notes = tuple(curve.note for curve in curves)
-    return Map(np.array(wanted), rows[0], rows[1], rows[2], curves[0].delta, notes)
+    deltas, errors = np.array([(curve.delta, curve.worst_error) for curve in curves]).T
+    return Map(np.array(wanted), rows[0], rows[1], rows[2], deltas, notes, errors)
 
 
 def _square(chain: Any) -> Chain:
-    chain = checked(chain)
-    sizes = {chain.size(t) for t in range(len(chain) + 1)}
+    chain = checked(chain, square=True)
     if len(chain) == 0:
         raise ValueError("chain: expected at least one step, got none")
-    if len(sizes) > 1:
-        raise ValueError(f"chain: expected square Jacobians, got sizes {sorted(sizes)}")
     return chain
 
 
@@ -273,28 +191,106 @@ def _windows(
 ) -> list[Curve]:
     method = checks.choice(method, "method", METHODS)
     delta = checks.probability(delta, "delta")
-    T, k = len(chain), min(checks.size(probes, "probes"), chain.size(0))
+    k = min(checks.size(probes, "probes"), chain.size(0))
     frames = None
     if method == "frames" or (method == "auto" and max(lags) > 1):
         frames = TwoPasses(chain, k, rng)
         frames = frames if frames.whole else None
     curves = []
     for lag in lags:
-        firsts = np.arange(T + 1 - lag)
-        if frames is not None and (method == "frames" or lag >= frames.gap_steps(_TOL)):
-            lower, estimate = frames.norms(lag).T
-            chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
-            exact = _Sweeps(chain, lag, 1e-4, 1e-6, rng).norms(chosen)[:, 0]
-            with np.errstate(invalid="ignore"):
-                error = np.nanmax(np.nan_to_num(np.abs(estimate[chosen] - exact)))
-            estimate = np.maximum(estimate, lower)
-            note = (
-                f"two passes of {k} probes; worst error of {len(chosen)} windows drawn at random "
-                f"{error:.2g} nats, by which upper lies above the estimate"
-            )
-            curves.append(Curve(firsts + lag, firsts, lower, estimate, estimate + error, 0.0, note))
-        else:
-            lower, upper = _Sweeps(chain, lag, _TOL, delta, rng).norms(firsts).T
-            note = f"Golub-Kahan-Lanczos of every window, up to {_SWEEPS} half-sweeps"
-            curves.append(Curve(firsts + lag, firsts, lower, lower, upper, delta, note))
+        curve = None
+        if frames is not None and (method == "frames" or lag >= frames.gap_steps(TOL)):
+            curve = _by_frames(chain, frames, k, lag, delta, rng)
+            if method == "auto" and not curve.worst_error <= TOL:
+                curve = None
+        curves.append(curve or _by_sweeps(chain, lag, delta, rng))
     return curves
+
+
+def _by_sweeps(chain: Chain, lag: int, delta: float, rng: np.random.Generator) -> Curve:
+    firsts = np.arange(len(chain) + 1 - lag)
+    lower, estimate, upper = _solved(chain, lag, firsts, delta, rng)
+    note = f"Golub-Kahan-Lanczos of every window, up to {SWEEPS} half-sweeps"
+    lost = int((np.isneginf(lower) & ~np.isneginf(estimate)).sum())
+    if lost:
+        note += f"; {lost} windows are lost in rounding and lie between -inf and upper"
+    return Curve(firsts + lag, firsts, lower, estimate, upper, delta, note)
+
+
+def _solved(
+    chain: Chain,
+    lag: int,
+    firsts: np.ndarray,
+    delta: float,
+    rng: np.random.Generator,
+    tol: float = TOL,
+    most: int = SWEEPS,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """lower, estimate and upper of the windows (s, s + lag), s in `firsts`, one by one.
+
+    Where sweeps have met their own rounding `log_norm` does what can be done, or nothing is known.
+    """
+    lower, upper, rounding = Sweeps(chain, lag, tol, delta, rng, most).norms(firsts).T
+    estimate, N = lower.copy(), chain.size(0)
+    rule = 16 * float(np.finfo(chain.dtype).eps) * math.sqrt(N * (1 + lag))
+    lost = np.flatnonzero(rounding > max(TOL, rule))
+    affordable = len(lost) * lag * float(N) ** 3 <= AFFORDABLE
+    for i in lost.tolist():
+        lower[i], upper[i] = -math.inf, math.inf
+        if affordable:
+            s = int(firsts[i])
+            got = log_norm(chain, s + lag, s, method="explicit", rng=rng)
+            lower[i], estimate[i], upper[i] = got.lower, got.estimate, got.upper
+    return lower, estimate, upper
+
+
+def _by_frames(
+    chain: Chain, frames: TwoPasses, k: int, lag: int, delta: float, rng: np.random.Generator
+) -> Curve:
+    """Windows on two passes, those mended that two half-sweeps of every lag-th show to be wrong.
+
+    What a frame has lost, such as a burst in a subspace of its own, none of its windows shows.
+    """
+    firsts = np.arange(len(chain) + 1 - lag)
+    lower, estimate = frames.norms(lag).T
+    lower, estimate = lower.copy(), estimate.copy()
+    upper_known = np.full(len(firsts), -math.inf)
+    every = firsts[::lag]
+    short = Sweeps(chain, lag, 0.0, delta, rng, 2).norms(every)[:, 0]
+    doubtful = every[~((short <= estimate[every] + _GROSS) & (estimate[every] <= short + _SHORT))]
+    exact = _solved(chain, lag, doubtful, delta, rng)[1]
+    wrong = doubtful[~(_apart(estimate[doubtful], exact) <= _GROSS)]
+    again = ~np.isfinite(estimate) | ~np.isfinite(lower)
+    for s in wrong.tolist():
+        again[max(0, s - lag + 1) : s + lag] = True
+    mended = np.flatnonzero(again)
+    if 0 < len(mended) <= _FEW * len(firsts):
+        lower[mended], estimate[mended], upper_known[mended] = _solved(
+            chain, lag, mended, delta, rng
+        )
+    chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
+    low, middle, high = _solved(chain, lag, chosen, 1e-6, rng, 1e-4, MOST_SWEEPS)
+    # as far as the farther end of what is known
+    error = float(np.max([_apart(estimate[chosen], y) for y in (low, middle, high)]))
+    if len(mended) > _FEW * len(firsts):
+        error = max(error, float(_apart(estimate[doubtful], exact).max(initial=0.0)))
+    with np.errstate(invalid="ignore"):
+        slip = np.nan_to_num(lower[chosen] - high, nan=0.0, neginf=0.0).max()
+    lower = lower - max(0.0, float(slip))  # of rounding
+    estimate = np.maximum(estimate, lower)
+    note = (
+        f"two passes of {k} probes; worst error of {len(chosen)} windows drawn at random "
+        f"{error:.2g} nats, by which upper lies above the estimate"
+    )
+    if upper_known.max() > -math.inf:
+        note += f"; {len(mended)} windows solved by themselves"
+    upper = np.maximum(estimate + error, upper_known)
+    return Curve(firsts + lag, firsts, lower, estimate, upper, math.nan, note, error)
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """|one - other|, 0 where both are the same infinity or NaN, inf where one is NaN."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(one == other, 0.0, np.abs(one - other))
+    apart[np.isnan(one) & np.isnan(other)] = 0
+    return np.where(np.isnan(apart), math.inf, apart)
