@@ -119,7 +119,8 @@ def log_norm(
     pushing v and once by pulling u, and at states between.  Where that is more than `tol` and than
     the rule allows, the product itself is tried if 1e10 multiply-adds are enough for it; if it
     fares no better the interval is wider by 8 times `rounding`, and where that is above 0.1 nats it
-    is (-inf, sum of log ||J_r||): the digits that would tell more are lost, and `estimate` may be anything.
+    is (-inf, sum of log ||J_r||): the digits that would tell more are lost, and `estimate` may be
+    anything.
 
     Examples
     --------
