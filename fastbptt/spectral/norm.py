@@ -17,6 +17,7 @@ _EXPLICIT = 16  # size up to which the product itself costs no more than a few s
 _SHORT, _EXPLICIT_SHORT = 4, 64  # steps, and the size up to which that is so of so few
 _SPENT = 4e-16  # beside the largest: the Krylov space has been used up
 _POINTS = 64  # where the left and the right vector are compared
+_CAUTION = 8  # against products of 400 digits `rounding` came out up to 4 times too small
 _MOST_ROUNDING = 0.1  # nats: what may be told as a wider interval; beyond it nothing is known
 AFFORDABLE = 1e10  # multiply-adds of the product itself, where sweeps have met their own rounding
 
@@ -117,8 +118,9 @@ def log_norm(
     rule by the root of T of it.  How much it did, `rounding` says: log |u'P v| is found once by
     pushing v and once by pulling u, and at states between.  Where that is more than `tol` and than
     the rule allows, the product itself is tried if 1e10 multiply-adds are enough for it; if it
-    fares no better the interval is wider by `rounding`, and from 0.1 nats on it is (-inf, sum of
-    log ||J_r||): the digits that would tell more are lost, and `estimate` may be anything.
+    fares no better the interval is wider by 8 times `rounding`, and where that is above 0.1 nats it
+    is (-inf, sum of log ||J_r||): the digits that would tell more are lost, and `estimate` may be
+    anything.
 
     Examples
     --------
@@ -165,7 +167,8 @@ def _honest(
             found = product._replace(half_sweeps=found.half_sweeps + 1)
         if not found.rounding > max(tol, rule):
             return found
-    lower, upper = found.lower - found.rounding, found.upper + found.rounding
+    wider = _CAUTION * found.rounding
+    lower, upper = found.lower - wider, found.upper + wider
     if found.rounding > _MOST_ROUNDING:
         steps = log_norms_of_steps(chain, t, s, rng)
         lower, upper = -math.inf, max(found.estimate, float(steps.sum()))

@@ -259,12 +259,15 @@ def _by_frames(
     short = Sweeps(chain, lag, 0.0, delta, rng, 2).norms(every)[:, 0]
     doubtful = every[~((short <= estimate[every] + _GROSS) & (estimate[every] <= short + _SHORT))]
     exact = _solved(chain, lag, doubtful, delta, rng)[1]
-    wrong = doubtful[~(_apart(estimate[doubtful], exact) <= _GROSS)]
-    again = ~np.isfinite(estimate) | ~np.isfinite(lower)
+    bad = ~(_apart(estimate[doubtful], exact) <= _GROSS)
+    wrong = doubtful[bad]
+    none = ~np.isfinite(estimate) | ~np.isfinite(lower)
+    again = none.copy()
     for s in wrong.tolist():
         again[max(0, s - lag + 1) : s + lag] = True
-    mended = np.flatnonzero(again)
-    if 0 < len(mended) <= _FEW * len(firsts):
+    many = again.sum() > _FEW * len(firsts)
+    mended = np.flatnonzero(none if many else again)
+    if len(mended):
         lower[mended], estimate[mended], upper_known[mended] = _solved(
             chain, lag, mended, delta, rng
         )
@@ -272,8 +275,8 @@ def _by_frames(
     low, middle, high = _solved(chain, lag, chosen, 1e-6, rng, 1e-4, MOST_SWEEPS)
     # as far as the farther end of what is known
     error = float(np.max([_apart(estimate[chosen], y) for y in (low, middle, high)]))
-    if len(mended) > _FEW * len(firsts):
-        error = max(error, float(_apart(estimate[doubtful], exact).max(initial=0.0)))
+    if many:
+        error = max(error, float(_apart(estimate[wrong], exact[bad]).max(initial=0.0)))
     with np.errstate(invalid="ignore"):
         slip = np.nan_to_num(lower[chosen] - high, nan=0.0, neginf=0.0).max()
     lower = lower - max(0.0, float(slip))  # of rounding
