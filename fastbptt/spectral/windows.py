@@ -77,7 +77,8 @@ def growth_window(
         R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
         exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
         own, side by side.  "auto": frames from the lag on where the rates of the frame promise
-        0.01 nats, if the windows drawn at random keep the promise, else sweeps.  Of frames every
+        0.01 nats for the common window, if none of those drawn at random is more than 0.1 nats
+        off, else sweeps.  Of frames every
         lag-th window is tried by two half-sweeps; around those that are wrong by more than 0.1 nats
         all windows are solved by sweeps.  Whatever is asked for, a chain with NaN or whose
         product loses so much rank that a frame cannot follow is solved by sweeps.
@@ -201,7 +202,7 @@ def _windows(
         curve = None
         if frames is not None and (method == "frames" or lag >= frames.gap_steps(TOL)):
             curve = _by_frames(chain, frames, k, lag, delta, rng)
-            if method == "auto" and not curve.worst_error <= TOL:
+            if method == "auto" and not curve.worst_error <= _GROSS:
                 curve = None
         curves.append(curve or _by_sweeps(chain, lag, delta, rng))
     return curves
