@@ -23,8 +23,8 @@ VECTORS = 2  # registers a panel of packed weights is wide
 # registers without a spill; 12 x 2 spilled and was a third slower.  AVX2 has 16 registers: 6 x 2.
 ROWS = 6 if REGISTER_BYTES == 32 else 8
 # A tile of few rows takes several panels side by side: two accumulators alone wait for the latency
-# of the FMA, and one stream of weights reads L2 at half its bandwidth.  Prefetching the weights 4 to
-# 24 steps of k ahead cost a row of 64 units 8 % and gave one of 256 nothing: L2 has no more.
+# of the FMA, and one stream of weights reads L2 at half its bandwidth.  Prefetching the weights
+# 4 to 24 steps of k ahead cost a row of 64 units 8 % and gave one of 256 nothing: L2 has no more.
 PANELS = {1: 2, 2: 4, 3: 2} if ROWS == 8 else {1: 2, 2: 2, 3: 2}
 
 # Accumulators up to which the two sums over k fit in the registers side by side.
