@@ -77,7 +77,7 @@ def growth_window(
         R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
         exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
         own, side by side.  "auto": frames from the lag on where the rates of the frame promise
-        0.01 nats, if the windows drawn at random keep the promise, else sweeps.  Of frames every
+        0.01 nats, if none drawn at random is off by 0.1, else sweeps.  Of frames every
         lag-th window is tried by two half-sweeps; around those that are wrong by more than 0.1 nats
         all windows are solved by sweeps.  Whatever is asked for, a chain with NaN or whose
         product loses so much rank that a frame cannot follow is solved by sweeps.
@@ -201,7 +201,7 @@ def _windows(
         curve = None
         if frames is not None and (method == "frames" or lag >= frames.gap_steps(TOL)):
             curve = _by_frames(chain, frames, k, lag, delta, rng)
-            if method == "auto" and not curve.worst_error <= TOL:
+            if method == "auto" and not curve.worst_error <= _GROSS:
                 curve = None
         curves.append(curve or _by_sweeps(chain, lag, delta, rng))
     return curves
@@ -254,6 +254,7 @@ def _by_frames(
     firsts = np.arange(len(chain) + 1 - lag)
     lower, estimate = frames.norms(lag).T
     lower, estimate = lower.copy(), estimate.copy()
+    chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
     upper_known = np.full(len(firsts), -math.inf)
     every = firsts[::lag]
     short = Sweeps(chain, lag, 0.0, delta, rng, 2).norms(every)[:, 0]
@@ -271,7 +272,6 @@ def _by_frames(
         lower[mended], estimate[mended], upper_known[mended] = _solved(
             chain, lag, mended, delta, rng
         )
-    chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
     low, middle, high = _solved(chain, lag, chosen, 1e-6, rng, 1e-4, MOST_SWEEPS)
     # as far as the farther end of what is known
     error = float(np.max([_apart(estimate[chosen], y) for y in (low, middle, high)]))
