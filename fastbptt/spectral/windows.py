@@ -255,6 +255,7 @@ def _by_frames(
     firsts = np.arange(len(chain) + 1 - lag)
     lower, estimate = frames.norms(lag).T
     lower, estimate = lower.copy(), estimate.copy()
+    chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
     upper_known = np.full(len(firsts), -math.inf)
     every = firsts[::lag]
     short = Sweeps(chain, lag, 0.0, delta, rng, 2).norms(every)[:, 0]
@@ -272,7 +273,6 @@ def _by_frames(
         lower[mended], estimate[mended], upper_known[mended] = _solved(
             chain, lag, mended, delta, rng
         )
-    chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
     low, middle, high = _solved(chain, lag, chosen, 1e-6, rng, 1e-4, MOST_SWEEPS)
     # as far as the farther end of what is known
     error = float(np.max([_apart(estimate[chosen], y) for y in (low, middle, high)]))
