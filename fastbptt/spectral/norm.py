@@ -19,6 +19,7 @@ _SPENT = 4e-16  # beside the largest: the Krylov space has been used up
 _POINTS = 64  # where the left and the right vector are compared
 _CAUTION = 8  # against products of 400 digits `rounding` came out up to 4 times too small
 _MOST_ROUNDING = 0.1  # nats: what may be told as a wider interval; beyond it nothing is known
+_OF_WIDTH = 1e-3  # rounding that is so little of an interval is no matter
 AFFORDABLE = 1e10  # multiply-adds of the product itself, where sweeps have met their own rounding
 
 
@@ -158,14 +159,14 @@ def _honest(
 ) -> NormEstimate:
     """What is found, if rounding has left it standing; else the product itself, or less."""
     n, N = t - s, max(chain.size(t), chain.size(s))
-    rule = 16 * float(np.finfo(chain.dtype).eps) * math.sqrt(N * (1 + n))
-    if not found.rounding > max(tol, rule):
+    rule = max(tol, 16 * float(np.finfo(chain.dtype).eps) * math.sqrt(N * (1 + n)))
+    if not found.rounding > max(rule, _OF_WIDTH * (found.upper - found.lower)):
         return found
     if found.method != "explicit" and n * float(N) ** 3 <= AFFORDABLE:
         product = _explicit(chain, t, s)
         if product.rounding < found.rounding:
             found = product._replace(half_sweeps=found.half_sweeps + 1)
-        if not found.rounding > max(tol, rule):
+        if not found.rounding > rule:
             return found
     wider = _CAUTION * found.rounding
     lower, upper = found.lower - wider, found.upper + wider
