@@ -1,9 +1,9 @@
 """Write the tables into README.md, between its two markers.
 
-    python benches/table.py [FILE] [--again FILE]
+    python benches/table.py [FILE...] [--again FILE...]
 
 FILE is what `python -m pytest benches --benchmark-json=FILE` wrote; without one the suite is run.
-A second one is compared: do both say the same library is the fastest?
+Several are the parts of one run.  A second run is compared: do both say who is the fastest?
 """
 
 import argparse
@@ -421,12 +421,12 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     peaks = dict(sorted(measured_peaks))  # the highest of each
     brand = machine["cpu"].get("brand_raw", machine["processor"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    command = f"python -m pytest {shlex.join(machine['arguments'])} --benchmark-json=bench.json"
+    runs = "; ".join(f"`python -m pytest {shlex.join(part)}`" for part in report["parts"])
     peak = ", ".join(f"{value:.0f} GFLOP/s ({n})" for n, value in peaks.items())
     parts = [
         f"Measured on {brand}, {machine['cores']} cores, {machine['system']}, Python "
-        f"{machine['python_version']}, {versions}, with `{command} && "
-        "python benches/table.py bench.json`. All libraries take turns in every round, each in a "
+        f"{machine['python_version']}, {versions}, with {runs}. "
+        "All libraries take turns in every round, each in a "
         "process pinned to its threads; a ratio is the median over the rounds of the peer's time "
         f"over ours, above 1 where we are faster. FMA peak, by threads: {peak}. jax is jit(vjp), "
         "`jax expert` has its weight gradients taken out of the scan by hand. Errors are "
@@ -452,26 +452,38 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
+def read(files: list[pathlib.Path]) -> dict[str, Any]:
+    """The reports of the parts of a run, as one."""
+    reports = [json.loads(file.read_text()) for file in files]
+    return {
+        "machine_info": reports[0]["machine_info"],
+        "parts": [report["machine_info"]["arguments"] for report in reports],
+        "benchmarks": [entry for report in reports for entry in report["benchmarks"]],
+    }
+
+
 def measure() -> dict[str, Any]:
     """Run the suite."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "bench.json")
         command = [sys.executable, "-m", "pytest", "benches", f"--benchmark-json={file}"]
         subprocess.run(command, check=True, cwd=HERE.parent)
-        return json.loads(file.read_text())
+        return read([file])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", nargs="?", type=pathlib.Path, help="made by --benchmark-json")
-    parser.add_argument("--again", type=pathlib.Path, help="a second run, to compare winners")
+    parser.add_argument("files", nargs="*", type=pathlib.Path, help="made by --benchmark-json")
+    parser.add_argument(
+        "--again", nargs="+", type=pathlib.Path, help="a second run, to compare winners"
+    )
     parser.add_argument("--readme", type=pathlib.Path, default=HERE.parent / "README.md")
     given = parser.parse_args()
     readme = given.readme.read_text(encoding="utf-8")
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         parser.error(f"{given.readme}: expected {BEGIN} and {END} once each")
-    report = json.loads(given.file.read_text()) if given.file else measure()
-    again = json.loads(given.again.read_text()) if given.again else None
+    report = read(given.files) if given.files else measure()
+    again = read(given.again) if given.again else None
     if any(run["machine_info"]["quick"] for run in (report, again) if run):
         parser.error("expected a run without --quick, whose times mean nothing")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
