@@ -94,7 +94,7 @@ class _WeightGradients:
     """
 
     def __init__(self, products: list[_Product], db: np.ndarray, cost: float) -> None:
-        """`cost` is the multiply-adds of the longest chunk."""
+        """`cost` is the multiply-adds behind one `add`."""
         counts = [-(-len(product.gradient) // TURNED) for product in products]
         shares = slices(np.repeat([product.K for product in products], counts), cost)
         self._db, self._partial = db, np.empty_like(db)
