@@ -1,6 +1,7 @@
 """A plain thread pool over serial kernels that release the GIL (design.md D5)."""
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import os
@@ -146,16 +147,58 @@ def both(one: Callable[[], None], other: Callable[[], None], cost: float) -> Non
         other()
 
 
+if hasattr(os, "sched_getaffinity"):  # Linux
+    _current_core: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+    _give_way: Callable[[], int] = ctypes.CDLL(None).sched_yield
+
+    @contextlib.contextmanager
+    def _apart(taken: set[int], allowed: set[int]) -> Iterator[None]:
+        """This thread keeps off the cores `taken` if others are `allowed`, and takes its own.
+
+        Some schedulers wake a thread on the core of whoever woke it, and leave it there for
+        milliseconds with the other cores idle.
+        """
+        os.sched_setaffinity(0, allowed - taken or allowed)
+        taken.add(_current_core())
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+    @contextlib.contextmanager
+    def _cores() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+        """`_apart` for a few threads beside this one, which stays where it is."""
+        allowed, core = os.sched_getaffinity(0), _current_core()
+        with _apart(allowed - {core}, allowed):
+            yield functools.partial(_apart, {core}, allowed)
+
+else:
+
+    @contextlib.contextmanager
+    def _cores() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+        yield contextlib.nullcontext
+
+    def _give_way() -> int:
+        return 0
+
+
 def side_by_side(works: list[Callable[[], None]]) -> None:
-    """Call the first here and each other in a thread of its own."""
+    """Call the first here and each other in a thread of its own, on Linux on its own core."""
     if len(works) <= 1:
         for work in works:
             work()
         return
+
+    def elsewhere(work: Callable[[], None]) -> None:
+        with apart():
+            work()
+
     pool = _executor(len(works) - 1)
-    others = [pool.submit(work) for work in works[1:]]
-    try:
-        works[0]()
-    finally:
-        for other in others:
-            other.result()
+    with _cores() as apart:
+        others = [pool.submit(elsewhere, work) for work in works[1:]]
+        _give_way()  # to those that woke here
+        try:
+            works[0]()
+        finally:
+            for other in others:
+                other.result()

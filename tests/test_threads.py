@@ -107,6 +107,33 @@ def test_an_error_in_a_worker_reaches_the_caller():
 
 
 @pytest.mark.usefixtures("every_call_is_shared")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux knows affinities")
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
+    allowed, seen = os.sched_getaffinity(0), {}
+
+    def record(name):
+        seen[name] = os.sched_getaffinity(0)
+        if fails and name != "leader":
+            raise RuntimeError(name)
+
+    # New threads, which begin with the affinity of whoever starts them.
+    fb.set_num_threads(1)
+    names = ["leader", *range(len(allowed) - 1)]
+    works = [lambda name=name: record(name) for name in names]
+    if fails and len(allowed) > 1:
+        with pytest.raises(RuntimeError):
+            threads.side_by_side(works)
+    else:
+        threads.side_by_side(works)
+    assert len(seen["leader"]) == 1 or len(allowed) == 1
+    for name in names[1:]:
+        assert seen[name] <= allowed - seen["leader"]
+    assert os.sched_getaffinity(0) == allowed
+    left = [threads._executor(1).submit(os.sched_getaffinity, 0) for _ in range(9)]
+    assert all(one.result() == allowed for one in left)
+
+
 def test_another_thread_shares_nothing_and_gets_the_same_bits():
     fb.set_num_threads(2)
     wanted, got = work(), {}

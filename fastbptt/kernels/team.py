@@ -114,8 +114,8 @@ def join(team):
     if team.leads:
         spins = 0
         while _load(board, _JOINED) + 1 < board[_WANTED] and spins < _SPINS:
-            _pause(False)
             spins += 1
+            _pause(spins > _SHORT)  # they may wait for this core
         members = _fetch_add(board, _JOINED, _CLOSED) + 1
         _fetch_add(board, _SIZE, members)
         return 0, members
