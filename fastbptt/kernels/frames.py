@@ -16,8 +16,9 @@ EMPTY = -(2**62)  # the exponent of a row of zeros
 
 @kernel
 def orthonormalise(frame, R):
-    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, by Gram-Schmidt done twice; R float64.
+    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, by classical Gram-Schmidt done twice; R float64.
 
+    Twice is enough (Giraud, Langou, Rozloznik 2005), and its products do not wait for each other.
     A row that lies in the span of those before it to rounding becomes zero, as does its R_ii.
     """
     k, N = frame.shape
@@ -38,9 +39,13 @@ def orthonormalise(frame, R):
                 dot = number(0)
                 for j in range(N):
                     dot += frame[m, j] * frame[i, j]
+                R[i, m] = dot  # for a moment
+            for m in range(i):
+                dot = number(R[i, m])
                 for j in range(N):
                     frame[i, j] -= dot * frame[m, j]
-                R[m, i] += dot
+                R[m, i] += R[i, m]
+                R[i, m] = 0
         square = number(0)
         for j in range(N):
             square += frame[i, j] * frame[i, j]

@@ -115,7 +115,7 @@ class Sizes(NamedTuple):
     width: int  # lanes of a register
 
 
-@kernel
+@kernel(inlined=True)
 def _leaves_range(first, stride, far):
     """Whether the first tangent nears the end of its range."""
     energy = far * 0
@@ -125,7 +125,7 @@ def _leaves_range(first, stride, far):
     return energy > far or energy * far < 1
 
 
-@kernel
+@kernel(inlined=True)
 def _layer(cell, l, p, start, n, b0, b1, now):
     """State and tangents of layer l after a step, for rows b0..b1-1; its input is in start.
 
@@ -175,7 +175,7 @@ def _layer(cell, l, p, start, n, b0, b1, now):
             tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
 
 
-@kernel
+@kernel(inlined=True)
 def _at(n, l, b, now, column, row):
     """The rows of sequence b from `row` on in layer l, whose states begin at `column`."""
     here = ((now * n.B + b) * n.each + row) * n.stride + column
