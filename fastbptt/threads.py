@@ -158,9 +158,9 @@ if hasattr(os, "sched_getaffinity"):  # Linux
         Some schedulers wake a thread on the core of whoever woke it, and leave it there for
         milliseconds with the other cores idle.
         """
-        os.sched_setaffinity(0, allowed - taken or allowed)
-        taken.add(_current_core())
         try:
+            os.sched_setaffinity(0, allowed - taken or allowed)
+            taken.add(_current_core())
             yield
         finally:
             os.sched_setaffinity(0, allowed)
