@@ -202,7 +202,9 @@ class LayerPass:
         step_c = aligned((S if per_step and design.has_c else 0, Hp), dtype)
 
         def gradient(first: int, last: int, K: int) -> np.ndarray:
-            return np.zeros(((last - first) * Hp, -(-K // panel) * panel), dtype)
+            sums = aligned(((last - first) * Hp, -(-K // panel) * panel), dtype)
+            sums[:] = 0
+            return sums
 
         dw_ih = gradient(0, slots.x, I)
         dw_hh = gradient(slots.first, slots.last, H)

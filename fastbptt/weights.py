@@ -14,20 +14,22 @@ from .kernels.simd import lanes
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def pack_slots(gates: list[np.ndarray]) -> list[np.ndarray]:
-    """gates (H,K) each -> the panels that `sweeps.slots_matmul` reads.
+def pack_slots(*products: list[np.ndarray]) -> np.ndarray:
+    """The gates (H,K) of each product -> the panels that `sweeps.slots_matmul` reads.
 
     Gates within one block are packed as one matrix, so that few wide tiles cover them all.
     """
-    if not gates:
-        return []
-    H, K = gates[0].shape
-    Hp, dtype = padded(H, gates[0].dtype), gates[0].dtype
-    if len(gates) == 1 or Hp > BLOCK * lanes(dtype):
-        return [pack(gate) for gate in gates]
-    together = np.zeros((len(gates), Hp, K), dtype)
-    together[:, :H] = gates
-    return [pack(together.reshape(-1, K))]
+    blocks = []
+    for gates in products:
+        Hp = padded(len(gates[0]), gates[0].dtype) if gates else 0
+        if len(gates) <= 1 or Hp > BLOCK * lanes(gates[0].dtype):
+            blocks += gates
+        else:
+            H, K = gates[0].shape
+            together = np.zeros((len(gates), Hp, K), gates[0].dtype)
+            together[:, :H] = gates
+            blocks.append(together.reshape(-1, K))
+    return pack(*blocks)
 
 
 def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
@@ -86,11 +88,8 @@ class Layer:
         h = self._gates(self.w_hh, self.design.h_gates)
         gate = slots.gate - slots.first  # gates of each product with W_hh lie together
         alone = max(gate, min(slots.x, slots.last) - slots.first)
-        products = h[:gate], h[gate:alone], h[alone:]
-        w_hh = [panels for gates in products for panels in pack_slots(gates)]
-        return self.make(
-            _joined(pack_slots(x), self.dtype), _joined(w_hh, self.dtype), self._bias()
-        )
+        w_hh = pack_slots(h[:gate], h[gate:alone], h[alone:])
+        return self.make(pack_slots(x), w_hh, self._bias())
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
@@ -113,7 +112,7 @@ class Layer:
 
         def in_order(y: np.ndarray, letters: str) -> np.ndarray:
             if letters == design.gates and Hp == H:
-                return y[: len(letters) * H].copy()
+                return np.ascontiguousarray(y[: len(letters) * H])
             starts = [letters.index(letter) * Hp for letter in design.gates]
             return np.concatenate([y[s : s + H] for s in starts])
 
@@ -121,7 +120,7 @@ class Layer:
             in_order(dw_ih[:, : self.input_size], design.x_gates),
             in_order(dw_hh[:, :H], design.h_gates),
             in_order(db, design.x_gates),
-            in_order(db[design.slots.first * Hp :], design.h_gates),
+            in_order(db[design.slots.first * Hp :].copy(), design.h_gates),
         )
 
 

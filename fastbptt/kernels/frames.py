@@ -16,9 +16,10 @@ EMPTY = -(2**62)  # the exponent of a row of zeros
 
 @kernel
 def orthonormalise(frame, R):
-    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, by classical Gram-Schmidt done twice; R float64.
+    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, R float64.
 
-    Twice is enough (Giraud, Langou, Rozloznik 2005), and its products do not wait for each other.
+    By classical Gram-Schmidt done twice: twice is enough (Giraud, Langou, Rozloznik 2005), and its
+    products do not wait for each other.
     A row that lies in the span of those before it to rounding becomes zero, as does its R_ii.
     """
     k, N = frame.shape

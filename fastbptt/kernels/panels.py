@@ -12,68 +12,23 @@ import numpy as np
 
 from .jit import kernel
 from .memory import aligned
-from .simd import PANELS, REGISTER_BYTES, ROWS, VECTORS, copy_run, lanes, rows, shifted, tile
+from .simd import (
+    PANELS,
+    REGISTER_BYTES,
+    ROWS,
+    VECTORS,
+    copy_run,
+    lanes,
+    rows,
+    shifted,
+    tile,
+    turn_block,
+)
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
 GROUP = 16  # panels of b packed at once: half of L2
 TURNED = 2 * ROWS  # columns of da packed at once: a cache line of them in float32
 GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
-_COLUMNS = 64  # of weights turned at once when they are packed
-
-
-def padded(n: int, dtype: Any) -> int:
-    """n rounded up to whole registers."""
-    width = lanes(dtype)
-    return -(-n // width) * width
-
-
-def pack(weights: np.ndarray) -> np.ndarray:
-    """weights (N,K) of any layout -> its panels, flat, padded(N)·K elements."""
-    N, K = weights.shape
-    panel = VECTORS * lanes(weights.dtype)
-    panels = aligned((padded(N, weights.dtype) * K,), weights.dtype)
-    n0 = N // panel * panel
-    whole = panels[: n0 * K].reshape(-1, K, panel)
-    for k in range(0, K, _COLUMNS):
-        part = weights[:n0, k : k + _COLUMNS]
-        # columns of rows a power of two apart fall into one set of L1: 1024 x 1024 took 2 ms
-        part = np.ascontiguousarray(part) if K > _COLUMNS else part
-        whole[:, k : k + _COLUMNS] = part.reshape(-1, panel, part.shape[1]).swapaxes(1, 2)
-    if n0 < N:
-        rest = panels[n0 * K :].reshape(K, -1)
-        rest[:, : N - n0] = weights[n0:].T
-        rest[:, N - n0 :] = 0
-    return panels
-
-
-def pack_transposed(gates: Sequence[np.ndarray]) -> np.ndarray:
-    """The panels of W' (K,gates·Hp) from gates W (H,K) each; zeros from H to Hp = padded(H).
-
-    What a panel holds lies next to each other in W: nothing is turned round on the way.
-    """
-    H, K = gates[0].shape
-    dtype = gates[0].dtype
-    Hp, panel = padded(H, dtype), VECTORS * lanes(dtype)
-    rows = len(gates) * Hp
-    panels = aligned((padded(K, dtype) * rows,), dtype)
-    k0 = K // panel * panel
-    whole = panels[: k0 * rows].reshape(-1, len(gates), Hp, panel)
-    rest = panels[k0 * rows :].reshape(len(gates), Hp, -1)
-    if Hp > H:
-        whole[:, :, H:] = rest[:, H:] = 0
-    for s, gate in enumerate(gates):
-        whole[:, s, :H] = gate[:, :k0].reshape(H, -1, panel).swapaxes(0, 1)
-    if k0 < K:
-        rest[:, :, K - k0 :] = 0
-        for s, gate in enumerate(gates):
-            rest[s, :H, : K - k0] = gate[:, k0:]
-    return panels
-
-
-def gradient_scratch(dtype: Any) -> np.ndarray:
-    """What `weight_gradient` packs into: some panels of b, and some columns of da."""
-    panel = VECTORS * lanes(dtype)
-    return aligned((GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel), dtype)
 
 
 # Names and not a table: Numba sees intrinsics as globals only.
@@ -91,6 +46,86 @@ _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
 )
 _copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
+
+
+def padded(n: int, dtype: Any) -> int:
+    """n rounded up to whole registers."""
+    width = lanes(dtype)
+    return -(-n // width) * width
+
+
+def _read_only(weights: np.ndarray) -> np.ndarray:
+    """Contiguous, and of one type for Numba whether it may be written or not."""
+    given = np.ascontiguousarray(weights).view()
+    given.flags.writeable = False
+    return given
+
+
+def pack(*blocks: np.ndarray) -> np.ndarray:
+    """Matrices (N,K) of any layout -> the panels of one after the other, flat, padded(N)·K each."""
+    dtype, sizes = (
+        blocks[0].dtype,
+        [padded(len(block), blocks[0].dtype) * block.shape[1] for block in blocks],
+    )
+    panels, origin = aligned((sum(sizes),), dtype), 0
+    for block, size in zip(blocks, sizes, strict=True):
+        _pack(_read_only(block), lanes(dtype), panels, origin)
+        origin += size
+    return panels
+
+
+@kernel
+def _pack(weights, width, panels, start):
+    N, K = weights.shape
+    panel = VECTORS * width
+    end = (N + width - 1) // width * width
+    for j in range(0, end, width):
+        first = j // panel * panel
+        wide = min(panel, end - first)
+        origin = start + first * K + j - first
+        k0 = K // width * width if j + width <= N else 0
+        for k in range(0, k0, width):
+            turn_block(rows(weights, j * K + k, K), rows(panels, origin + k * wide, wide))
+        for k in range(k0, K):
+            for i in range(width):
+                panels[origin + k * wide + i] = weights[j + i, k] if j + i < N else 0
+
+
+def pack_transposed(gates: Sequence[np.ndarray]) -> np.ndarray:
+    """The panels of W' (K,gates·Hp) from gates W (H,K) each; zeros from H to Hp = padded(H)."""
+    H, K = gates[0].shape
+    dtype, wide = gates[0].dtype, len(gates) * padded(H, gates[0].dtype)
+    panels = aligned((padded(K, dtype) * wide,), dtype)
+    for slot, gate in enumerate(gates):
+        _pack_transposed(_read_only(gate), lanes(dtype), panels, slot, len(gates))
+    return panels
+
+
+@kernel
+def _pack_transposed(weights, width, panels, slot, slots):
+    """What a panel holds lies next to each other in W: nothing is turned round on the way."""
+    H, K = weights.shape
+    panel = VECTORS * width
+    Hp, end = (H + width - 1) // width * width, (K + width - 1) // width * width
+    for j in range(0, end, panel):
+        wide = min(panel, end - j)
+        origin = (j * slots + slot * wide) * Hp
+        if j + panel <= K:
+            for h in range(H):
+                target = rows(panels, origin + h * panel, 0)
+                _copy_panel_row(rows(weights, h * K + j, 0), target)
+        else:
+            for h in range(H):
+                for i in range(wide):
+                    panels[origin + h * wide + i] = weights[h, j + i] if j + i < K else 0
+        for i in range(H * wide, Hp * wide):
+            panels[origin + i] = 0
+
+
+def gradient_scratch(dtype: Any) -> np.ndarray:
+    """What `weight_gradient` packs into: some panels of b, and some columns of da."""
+    panel = VECTORS * lanes(dtype)
+    return aligned((GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel), dtype)
 
 
 @kernel
