@@ -27,8 +27,9 @@ print(json.dumps({"seconds": seconds, "compiled": len(compiled.buffer)}))
 
 
 def answer(code, **environment):
-    """What a fresh process prints."""
+    """What a fresh process prints; it finds bytecode, as it does of what pip has installed."""
     command, environment = [sys.executable, "-c", code], {**os.environ, **environment}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     result = subprocess.run(command, check=True, capture_output=True, env=environment)
     return json.loads(result.stdout)
 

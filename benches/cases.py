@@ -12,6 +12,8 @@ THREADS = sorted({1, len(CORES) or os.cpu_count() or 1})
 
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+LONG_FLOPS = 10**10
+SMALL_STEP = 2048  # pre-activations
 
 
 class Case(NamedTuple):
@@ -57,6 +59,16 @@ class Case(NamedTuple):
         passes = {"forward": 2, "train": 6, "bridge": 6}[self.task]
         return passes * self.B * GATES[self.cell] * self.H * (self.I + self.H)
 
+    @property
+    def long(self) -> bool:
+        """Whether a call takes some tenth of a second even at the FMA peak."""
+        return self.T * self.flops >= LONG_FLOPS
+
+    @property
+    def small_steps(self) -> bool:
+        """Whether a step has one sequence or few units, so that how a loop is unrolled may tell."""
+        return self.B == 1 or self.B * GATES[self.cell] * self.H <= SMALL_STEP
+
     def shortened(self, T: int) -> "Case":
         """The same with at most T steps."""
         return self._replace(T=min(self.T, T))
@@ -101,6 +113,7 @@ CHECKED_STEPS = {"stream": 200}
 # Loops in Python take the same time at every step: fewer steps say as much.
 LOOP_STEPS = 500
 NAIVE_FLOPS = 10**9  # a tenth of a second of loops that nobody has blocked
+NAIVE_CHECKED = 16  # steps
 # Of the largest element, over sums of up to T B products in contracting nets.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 

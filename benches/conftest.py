@@ -47,7 +47,7 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
     parser.addoption("--full", action="store_true", help="also relu and float64: hours")
     parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
-    parser.addoption("--rounds", type=int, help="of each comparison; 7, or 3 with --short")
+    parser.addoption("--rounds", type=int, help="of each comparison; 5, or 3 with --short")
 
 
 def pytest_configure(config: Any) -> None:
@@ -94,7 +94,7 @@ def fleet() -> Iterator[Fleet]:
 @pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> int:
     option = request.config.getoption
-    return 1 if option("--quick") else option("--rounds") or (3 if option("--short") else 7)
+    return 1 if option("--quick") else option("--rounds") or (3 if option("--short") else 5)
 
 
 @pytest.fixture

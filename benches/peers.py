@@ -15,7 +15,16 @@ import gated
 import naive
 import numpy as np
 import onnx_net
-from cases import LOOP_STEPS, NAIVE_FLOPS, QUICK_STEPS, WEIGHTS, Case, Inputs
+from cases import (
+    CHECKED_STEPS,
+    LOOP_STEPS,
+    NAIVE_CHECKED,
+    NAIVE_FLOPS,
+    QUICK_STEPS,
+    WEIGHTS,
+    Case,
+    Inputs,
+)
 
 Call = Callable[[], list[Any]]
 Setup = Callable[[Case, Inputs], Call]
@@ -221,7 +230,11 @@ def _jax(case: Case) -> tuple[Any, Any, Any]:
 
 
 def _jax_call(case: Case, data: Inputs, function: Callable[..., Any], *rest: Any) -> Call:
-    """function(unroll, weights, x, *rest), compiled; it gets the better unroll of 1 and 8."""
+    """function(unroll, weights, x, *rest), compiled; it gets the better unroll of 1 and 8.
+
+    Steps that are not small have 1: of those with B = 32 and 64, 8 was as fast forward, up to
+    twice as slow in train, and took three times as long to compile.
+    """
     jax, jnp, _ = _jax(case)
     given = [[jnp.asarray(y) for y in data.weights.values()], *map(jnp.asarray, (data.x, *rest))]
 
@@ -233,7 +246,8 @@ def _jax_call(case: Case, data: Inputs, function: Callable[..., Any], *rest: Any
         return min(timeit.repeat(call, number=1, repeat=3))
 
     calls = [partial(call, jax.jit(partial(function, unroll))) for unroll in (1, 8)]
-    return min(calls, key=seconds) if case.T > QUICK_STEPS else calls[0]
+    choice = case.small_steps and case.T > QUICK_STEPS
+    return min(calls, key=seconds) if choice else calls[0]
 
 
 def _jax_states(case: Case) -> Callable[..., Any]:
@@ -413,9 +427,20 @@ def libraries(case: Case) -> dict[str, Setup]:
     return {name: setup for name, setup in PEERS[case.task].items() if name not in left_out}
 
 
-def numbers_of_threads(library: str, numbers: list[int]) -> list[int]:
-    """Those a library is measured with: a naive loop has one thread, whatever it is given."""
-    return [1] if library == "numba" else numbers
+def numbers_of_threads(case: Case, library: str, numbers: list[int]) -> list[int]:
+    """Those a library is measured with: a naive loop has one thread, whatever it is given.
+
+    A long call over many sequences has them all: none was ever faster with fewer.
+    """
+    if library == "numba":
+        return [1]
+    return numbers[-1:] if case.long and case.B > 1 else numbers
+
+
+def checked(case: Case, library: str) -> Case:
+    """What a library's numbers are checked on."""
+    steps = CHECKED_STEPS.get(case.task, case.T)
+    return case.shortened(min(steps, NAIVE_CHECKED) if library == "numba" else steps)
 
 
 def timed(case: Case, library: str) -> Case:

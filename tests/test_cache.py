@@ -29,9 +29,9 @@ def copy(tmp_path_factory):
     return folder
 
 
-def run(copy, **environment):
+def run(copy, program=PROGRAM, **environment):
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy), **environment},
         capture_output=True,
@@ -51,6 +51,14 @@ def test_a_second_process_compiles_nothing_and_an_edit_anywhere_makes_it_compile
     assert run(copy, **cache).stdout.split() == ["0", "1"]
 
 
+def test_an_edit_after_the_import_does_not_vouch_for_what_was_imported(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "late")}
+    edit = "with open(fb.__file__, 'a') as file: file.write('# edited')\n"
+    program = PROGRAM.replace("fb.RNN", edit + "fb.RNN")
+    assert run(copy, program, **cache).stdout.split() == ["1", "0"]
+    assert run(copy, **cache).stdout.split() == ["1", "0"]
+
+
 def test_no_writable_cache_folder_is_one_warning_and_then_works(copy):
     result = run(
         copy,
@@ -63,20 +71,13 @@ def test_no_writable_cache_folder_is_one_warning_and_then_works(copy):
 
 
 def test_a_cache_folder_that_goes_away_is_one_warning_and_then_works(copy):
-    program = PROGRAM.replace(
-        "import fastbptt as fb\n",
-        "import fastbptt as fb, os, shutil\nshutil.rmtree(os.environ['NUMBA_CACHE_DIR'])\n"
-        "open(os.environ['NUMBA_CACHE_DIR'], 'w').close()\n",
+    gone = (
+        "import os, shutil; folder = os.environ['NUMBA_CACHE_DIR']\n"
+        "sweeps.forward.stats  # its cache is open\n"
+        "shutil.rmtree(folder); open(folder, 'w').close()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(copy / "gone")}
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=copy,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    program = PROGRAM.replace("fb.RNN", gone + "fb.RNN")
+    result = run(copy, program, NUMBA_CACHE_DIR=str(copy / "gone"))
     assert result.stdout.split() == ["1", "0"], result.stderr
     assert result.stderr.count("RuntimeWarning") == 1
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.extending import overload
 
 _FLAGS: dict[str, Any] = {
@@ -47,27 +47,49 @@ def _warn_uncached() -> None:
     )
 
 
-class _PackageCache(FunctionCache):
+class _StampedCache(FunctionCache):
     """Numba's disk cache, made stale by a change to any file of the package (design.md D7)."""
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
+    def __init__(self, py_func: Callable[..., Any], stamp: str) -> None:
         super().__init__(py_func)
-        self._cache_file = IndexDataCacheFile(
-            self._cache_path, self._impl.filename_base, source_stamp()
-        )
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+
+
+class _PackageCache:
+    """The disk cache of one kernel, opened by its first call.
+
+    Numba tries a folder by writing to it: opened at once, all kernels' caches took a tenth of
+    `import fastbptt`.
+    """
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._py_func = py_func
+        self._stamp = source_stamp()  # of what is imported now, whatever is edited before the call
+
+    @functools.cached_property
+    def _opened(self) -> FunctionCache | NullCache:
+        try:
+            return _StampedCache(self._py_func, self._stamp)
+        except RuntimeError:  # no locator found a folder it may write to
+            _warn_uncached()
+            return NullCache()
+
+    @property
+    def cache_path(self) -> str | None:
+        return self._opened.cache_path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
-        except OSError:  # the folder was there at import and is not any more
+            return self._opened.load_overload(sig, target_context)
+        except OSError:  # the folder was there when it was opened and is not any more
             _warn_uncached()
         except (EOFError, pickle.UnpicklingError):  # a file cut short: begin the cache anew
-            self._cache_file.flush()
+            self._opened.flush()
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            super().save_overload(sig, data)
+            self._opened.save_overload(sig, data)
         except OSError:  # or the disk is full
             _warn_uncached()
 
@@ -82,10 +104,7 @@ def kernel(
     if func is None:
         return functools.partial(kernel, exact=exact, inlined=inlined)
     dispatcher = njit(**(_EXACT_FLAGS if exact else _FLAGS), forceinline=inlined)(func)
-    try:
-        dispatcher._cache = _PackageCache(func)
-    except RuntimeError:  # no locator found a folder it may write to
-        _warn_uncached()
+    dispatcher._cache = _PackageCache(func)
     return dispatcher
 
 

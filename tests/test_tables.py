@@ -1,0 +1,248 @@
+"""The benches' tables and pictures, from a small report whose figures are worked out by hand.
+
+One thread's limits: 100 GFLOP/s, 100 GB/s from L1, 2 sigmoids or tanhs a nanosecond.
+"""
+
+import copy
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCHES = pathlib.Path(__file__).parent.parent / "benches"
+MICRO = 1e-6
+
+
+@pytest.fixture(scope="module")
+def table():
+    sys.path.insert(0, str(BENCHES))
+    import table
+
+    yield table
+    sys.path.remove(str(BENCHES))
+
+
+@pytest.fixture(scope="module")
+def pictures(table):
+    import pictures
+
+    return pictures
+
+
+def case(task, shape, cell, seconds, **more):
+    """What `timing.compare` notes of a case: `seconds` in microseconds a step, three rounds."""
+    _, B, I, H = shape
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    flops = {"forward": 2, "sizes": 2, "train": 6}[task] * B * gates * H * (I + H)
+    ours = seconds["fastbptt"][1] * MICRO
+    return {
+        "task": task,
+        **dict(zip("TBIH", shape, strict=True)),
+        "k": 0,
+        "nonlinearity": "tanh",
+        "dtype": "float32",
+        "cell": cell,
+        "kind": "tanh" if cell == "rnn" else cell,
+        "threads": 1,
+        "errors": {"fastbptt": 4e-7},
+        "seconds": {name: [s * MICRO for s in values] for name, values in seconds.items()},
+        "gflops": flops / ours / 1e9,
+        "peak_gflops": 100,
+        "share_of_peak": flops / ours / 1e11,
+        **more,
+    }
+
+
+LIMITS = {
+    "task": "limits 1",
+    "threads": 1,
+    "gbytes": {"L1": 100, "L2": 50, "L3": 25, "memory": 10},
+    "gflops": {"float32": 100, "float64": 50},
+    "gcurves": {"float32": 2, "float64": 1},
+    "sgemm": 90,
+}
+BATCH, ONE = (1000, 32, 64, 64), (1000, 1, 32, 64)
+WON = case(
+    "forward",
+    BATCH,
+    "rnn",
+    {
+        "fastbptt": [7, 8, 10],
+        "torch (1)": [40, 40, 40],
+        "torch (2)": [21, 16, 20],
+        "jax (1)": [24, 24, 24],
+        "call": [0.1, 0.1, 0.1],
+    },
+)
+SLOW = case(
+    "forward",
+    ONE,
+    "rnn",
+    {
+        "fastbptt": [0.4, 0.4, 0.4],
+        "torch (1)": [4, 4, 4],
+        "jax (1)": [0.5, 0.48, 0.6],
+        "call": [0.04, 0.04, 0.04],
+    },
+)
+LOST = case(
+    "train",
+    ONE,
+    "lstm",
+    {"fastbptt": [5, 5, 5], "torch (1)": [4, 4, 4], "jax (1)": [9, 9, 9], "call": [1, 1, 1]},
+)
+START = {"task": "import", "seconds": {"fastbptt": [0.3, 0.24, 0.26], "numba": [0.2, 0.2, 0.2]}}
+
+
+def report(*infos, quick=False):
+    """As pytest-benchmark writes it."""
+    machine = {"cpu": {"brand_raw": "Abacus"}, "cores": 2, "system": "Linux", "quick": quick}
+    machine |= {"processor": "", "python_version": "3", "versions": {"numba": "1.2"}}
+    machine |= {"arguments": ["benches", "-k", "not slow"]}
+    return {"machine_info": machine, "benchmarks": [{"extra_info": info} for info in infos]}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A report -> its file."""
+    count = iter(range(9))
+
+    def write(*infos, **more):
+        file = tmp_path / f"{next(count)}.json"
+        file.write_text(json.dumps(report(*infos, **more)))
+        return file
+
+    return write
+
+
+def rows(text, first):
+    """The rows of the table whose first column is called so, as dicts."""
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    head, _, *body = (line[2:-2].split(" | ") for line in lines)
+    return [dict(zip(head, line, strict=True)) for line in body]
+
+
+@pytest.fixture
+def text(table, written):
+    """The tables of a run in two parts."""
+    files = [written(LIMITS, WON, SLOW), written(LOST, START)]
+    return table.text(table.read(files), None)
+
+
+def test_a_row_that_is_won(text):
+    won, _ = rows(text, "T, B, I, H")
+    assert won["T, B, I, H"] == "1000, 32, 64, 64"
+    assert won["cell"] == "tanh"
+    assert won["µs/step"] == "8"
+    assert won["GFLOP/s"] == "65.5"  # 2·32·64·128 operations in 8 µs
+    assert won["best peer (threads): µs/step"] == "torch (2): 20"
+    assert won["ratio (min–max)"] == "2.00 (2.00–3.00)"
+    assert won["torch"] == "2"
+    assert won["jax"] == "3"
+    assert won["of limit"] == "78%"  # (5.24 + 1.02) / 8
+    assert won["limited by"] == "arithmetic 66%"
+    assert won["bar"] == "met"
+
+
+def test_a_row_below_its_bar_says_where_the_time_goes(text):
+    _, slow = rows(text, "T, B, I, H")
+    assert slow["best peer (threads): µs/step"] == "jax (1): 0.5"
+    # 16 KB of W_hh from L1: 0.164 µs; W_ih x: 0.041; 64 tanhs: 0.032; the rest of 0.4 - 0.04
+    assert slow["limited by"] == (
+        "W from L1 41%, rest 31%, arithmetic 10%, call 10%, curves 8%; at the limit 2.11 x"
+    )
+    assert slow["bar"] == "**missed**"
+    assert "Forward, 1 of 2 rows at their bar:" in text
+
+
+def test_a_row_that_is_lost(table, text):
+    (lost,) = rows(text[text.index("Train, 0 of 1 rows") :], "T, B, I, H")
+    assert lost["ratio (min–max)"] == "0.80 (0.80–0.80)"
+    assert lost["bar"] == "**missed**"
+    assert "at the limit" in lost["limited by"]
+    found = [(library, round(value, 2)) for library, value in table.winners([WON, LOST]).values()]
+    assert found == [("fastbptt", 2.0), ("torch", 0.8)]
+
+
+def test_the_mean_the_machine_and_the_commands(text):
+    assert "Geometric mean of the ratios: 1.26." in text  # of 2, 1.25 and 0.8
+    assert text.startswith("Measured on Abacus, 2 cores, Linux, Python 3, numba 1.2, ")
+    assert text.count("`python -m pytest benches -k 'not slow'`") == 2
+    (start,) = rows(text, "what")
+    assert start["measured"] == "1.30 (1.20–1.50) x `import numba`"
+    assert start[""] == "met"
+
+
+def test_again_says_where_a_second_run_has_another_winner(table, written):
+    turned = copy.deepcopy(LOST)
+    turned["seconds"]["torch (1)"] = [6 * MICRO] * 3
+    first, second = table.read([written(WON, SLOW, LOST)]), table.read([written(WON, turned)])
+    text = table.text(first, second)
+    assert "agrees on who is fastest in 1 of 2 rows; the first has fastbptt ahead in 1." in text
+    (other,) = rows(text, "row")
+    assert other["row"] == "train, lstm, float32, 1000, 1, 32, 64, threads: 1"
+    assert other["fastest, ratio"] == "torch, 0.80"
+    assert other["in the second run"] == "fastbptt, 1.20"
+    assert "fastest in 2 of 2 rows" in table.text(first, table.read([written(SLOW, WON)]))
+
+
+@pytest.fixture
+def readme(table, tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(f"above\n{table.BEGIN}\nold\n{table.END}\nbelow\n")
+    return file
+
+
+def test_only_what_stands_between_the_markers_is_written(table, written, readme, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["table.py", str(written(WON)), "--readme", str(readme)])
+    table.main()
+    new = readme.read_text()
+    assert new.startswith(f"above\n{table.BEGIN}\nMeasured on Abacus")
+    assert new.endswith(f"\n{table.END}\nbelow\n")
+    assert "old" not in new
+
+
+def test_quick_times_make_no_table(table, written, readme, monkeypatch, capsys):
+    file = written(WON, quick=True)
+    monkeypatch.setattr(sys, "argv", ["table.py", str(file), "--readme", str(readme)])
+    with pytest.raises(SystemExit):
+        table.main()
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_quick_times_make_no_picture(pictures, written, tmp_path, monkeypatch, capsys):
+    file = written(WON | {"task": "sizes"}, quick=True)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(file), "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        pictures.main()
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_pictures(pictures, written, tmp_path, monkeypatch):
+    seconds = {"fastbptt": [1, 1, 1], "torch (1)": [3, 3, 3], "numba (1)": [2, 2, 2]}
+    infos = [
+        case(
+            "sizes",
+            (100, B, 64, H),
+            cell,
+            {name: [H * s for s in y] for name, y in seconds.items()},
+        )
+        for B in (1, 32)
+        for cell in ("rnn", "lstm")
+        for H in (16, 64, 256)
+    ]
+    file = written(WON, *infos)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(file), "--folder", str(tmp_path)])
+    pictures.main()
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert set(drawn) == {"sizes_time.png", "sizes_peak.png"}
+    assert all(image.startswith(b"\x89PNG") and len(image) > 10_000 for image in drawn.values())
+
+
+def test_the_lines_of_a_picture(pictures):
+    first = case("sizes", (100, 1, 64, 64), "rnn", {"fastbptt": [2, 2, 2], "jax (1)": [3, 5, 4]})
+    second = first | {"H": 16}
+    found = pictures.lines([first, second], lambda info, seconds: seconds / MICRO)
+    assert found["jax"].tolist() == [[16, 64], [4, 4]]
+    assert list(found) == ["fastbptt", "jax"]
