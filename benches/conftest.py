@@ -2,6 +2,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     given = config.invocation_params.args
     machine_info["cores"] = THREADS[-1]
     machine_info["quick"] = config.getoption("--quick")
-    machine_info["versions"] = {name: version(name) for name in PACKAGES} | {
+    installed = [name for name in PACKAGES if find_spec(name)]
+    machine_info["versions"] = {name: version(name) for name in installed} | {
         "fastbptt": fastbptt.__version__
     }
     machine_info["arguments"] = [arg for arg in given if not arg.startswith("--benchmark-json")]

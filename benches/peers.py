@@ -9,6 +9,7 @@ import timeit
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import gated
@@ -424,6 +425,8 @@ def libraries(case: Case) -> dict[str, Setup]:
         left_out.add("numpy")  # its loops are no rival where a step has several gates
     if case.dtype != "float32":
         left_out.add("onnxruntime")  # its recurrent operators know no other type
+    if find_spec("lyapax") is None:
+        left_out.add("lyapax")  # there is none for Python 3.10
     return {name: setup for name, setup in PEERS[case.task].items() if name not in left_out}
 
 
