@@ -66,9 +66,6 @@ class TraceChain(CompiledChain):
             lanes(dtype),
         )
         self._blocks, self._H, self._Hp, self._layer = L * parts, H, Hp, layers[0]
-        slots = design.slots
-        # whether W_hh is multiplied by h alone, in one layer
-        self.one_product = L == 1 and slots.gate == slots.first
 
     @property
     def classical_rate(self) -> float:
@@ -83,21 +80,42 @@ class TraceChain(CompiledChain):
     def weight_gradient(
         self, steps: np.ndarray, cotangents: np.ndarray, tangents: np.ndarray, weight: np.ndarray
     ) -> np.ndarray:
-        """sum_r weight_r u_r' (dJ_r/dW_hh) v_{r-1}, (G·H,H), the slopes held; if `one_product`.
+        """sum_r weight_r u_r' (dJ_r/dW_hh) v_{r-1}, the factors of every step held.
 
-        steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).
+        steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).  Returns (G·H,H)
+        in float64, of several layers (L,G·H,H).
         """
-        now = self._rows(cotangents.astype(self.dtype))
-        a = aligned((len(now), self._wide), self.dtype)
+        design, L, H = self._layer.design, self._chain.layers, self._H
+        slots = design.slots
+        total = np.zeros((L, len(design.h_gates), H, H))
+        for i in range(0, len(steps), _ROWS):
+            some = slice(i, i + _ROWS)
+            a_dot = self._slots(steps[some] - 1, tangents[some], forward=True)
+            da = self._slots(steps[some], cotangents[some], forward=False)
+            da = da * weight[some, None, None, None]
+            h_dot = tangents[some].reshape(len(da), L, -1)[:, :, :H]
+            for l in range(L):
+                for g in range(len(design.h_gates)):
+                    slot = slots.first + g
+                    # what W_hh multiplies: h, or what the gate has left of it
+                    gated = slots.gate > slots.first and slot >= slots.gate
+                    read = a_dot[:, l, slots.last] if gated else h_dot[:, l]
+                    total[l, g] += da[:, l, slot].T @ read
+        order = [design.h_gates.index(letter) for letter in design.gates]
+        by_layer = total[:, order].reshape(L, -1, H)
+        return by_layer if L > 1 else by_layer[0]
+
+    def _slots(self, firsts: np.ndarray, rows: np.ndarray, forward: bool) -> np.ndarray:
+        """What one step of rows (n,N), each from a state of its own, leaves in every layer's slots.
+
+        Returns (n,L,slots,H) in float64: tangents of what each slot holds, or cotangents.
+        """
+        now, L = self._rows(rows), self._chain.layers
+        a = aligned((len(now), L * self._wide), self.dtype)
         block = kernels.Block(now, aligned(now.shape, self.dtype), a, 1)
-        kernels.pull(self._chain, steps, 1, block, aligned((0, *now.shape), self.dtype))
-        h_dot = tangents[:, : self._H] * weight[:, None]
-        slots, order = self._layer.design.slots, self._layer.design
-        by_gate = {
-            letter: a[:, (slots.first + i) * self._Hp :][:, : self._H].T.astype(float) @ h_dot
-            for i, letter in enumerate(order.h_gates)
-        }
-        return np.concatenate([by_gate[letter] for letter in order.gates])
+        kept = aligned((0, *now.shape), self.dtype)
+        (kernels.push if forward else kernels.pull)(self._chain, firsts, 1, block, kept)
+        return a.reshape(len(now), L, -1, self._Hp)[..., : self._H].astype(np.float64)
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         wide = aligned((len(rows), self._blocks * self._Hp), self.dtype)
