@@ -1,5 +1,6 @@
 """The chain of Jacobians of one sequence of a trace: its weights, and the factors of every step."""
 
+import copy
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from .layers import LayerPass
 from .weights import Weights
 
 _ROWS = 512  # steps linearised at once: their pre-activations stay in L2
+_NUMBERS = 1 << 20  # of the rows of steps that are bounded at once
 
 
 class TraceChain(CompiledChain):
@@ -65,7 +67,7 @@ class TraceChain(CompiledChain):
             L,
             lanes(dtype),
         )
-        self._blocks, self._H, self._Hp, self._layer = L * parts, H, Hp, layers[0]
+        self._blocks, self._H, self._Hp, self._weights = L * parts, H, Hp, weights
 
     @property
     def classical_rate(self) -> float:
@@ -74,8 +76,63 @@ class TraceChain(CompiledChain):
         if act is None or self._blocks > 1:
             return math.nan
         name = next(name for name, tag in TAGS.items() if type(tag) is type(act))
-        norm = float(np.linalg.norm(self._layer.w_hh.astype(np.float64), 2))
+        norm = float(np.linalg.norm(self._weights.layers[0].w_hh.astype(np.float64), 2))
         return math.log(MAX_SLOPE[name] * norm) if norm > 0 else -math.inf
+
+    def step_bounds(self) -> np.ndarray:
+        """As `Chain.step_bounds`, by the norms of each gate's weights and a step's largest factors.
+
+        With these in their place every H x H block of J_t becomes a bound of its norm, as tangents
+        are sums of products; the norm of the matrix of these bounds is one of ||J_t||.  Of a plain
+        net of one layer it is max|f'(a_t)| ||W_hh||, which is at most the classical one.
+        """
+        P, T, one = self._blocks, self._steps, self._of_one_unit()
+        some = max(1, _NUMBERS // (P * P * one._Hp))
+        bounds = np.empty(T)
+        for i in range(0, T, some):
+            steps = np.arange(i, min(i + some, T))
+            units = np.broadcast_to(np.eye(P, dtype=self.dtype), (len(steps), P, P))
+            M = one.push_groups(steps, 1, units).astype(np.float64)
+            known = np.asarray(np.isfinite(M).all(axis=(1, 2)))  # LAPACK refuses NaN
+            norms = np.linalg.norm(np.where(known[:, None, None], M, 0.0), 2, axis=(1, 2))
+            with np.errstate(divide="ignore"):
+                bounds[steps] = np.log(np.where(known, norms, np.nan))
+        return bounds
+
+    def _of_one_unit(self) -> "TraceChain":
+        """The chain of the same cells of one unit: norms for weights, the largest for factors."""
+        weights, H, dtype = self._weights, self._H, self.dtype
+        design, chain = weights.design, self._chain
+        norms = {}
+        for name, w in weights.arrays.items():
+            if name.startswith("weight"):
+                gates = w.reshape(len(design.gates), H, -1).astype(np.float64)
+                known = np.isfinite(gates).all()
+                norm = (
+                    np.linalg.norm(gates, 2, axis=(1, 2)) if known else np.full(len(gates), np.nan)
+                )
+                norms[name] = norm[:, None].astype(dtype)
+        small = Weights(norms, design, weights.layers[0].make)
+        Hp, n = padded(1, dtype), design.slots.factors
+        factors = aligned((len(chain.factors), n * Hp), dtype)
+        factors[:] = 0
+        each, whole = factors.reshape(-1, n, Hp), chain.factors.reshape(-1, n, self._Hp)
+        for i in range(0, len(each), _ROWS):
+            each[i : i + _ROWS, :, 0] = np.abs(whole[i : i + _ROWS, :, :H]).max(axis=2)
+        one = copy.copy(self)
+        one._H, one._Hp, one._N, one._wide = 1, Hp, self._blocks, design.slots.width * Hp
+        one._weights = small
+        one._chain = chain._replace(
+            cell=small.stacked_cell,
+            adjoint=small.stacked_adjoint_cell,
+            factors=factors,
+            zeros=np.zeros(one._wide, dtype),
+            H=1,
+            I=1,
+            Hp=Hp,
+            Ip=Hp,
+        )
+        return one
 
     def weight_gradient(
         self, steps: np.ndarray, cotangents: np.ndarray, tangents: np.ndarray, weight: np.ndarray
@@ -85,7 +142,7 @@ class TraceChain(CompiledChain):
         steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).  Returns (G·H,H)
         in float64, of several layers (L,G·H,H).
         """
-        design, L, H = self._layer.design, self._chain.layers, self._H
+        design, L, H = self._weights.design, self._chain.layers, self._H
         slots = design.slots
         total = np.zeros((L, len(design.h_gates), H, H))
         for i in range(0, len(steps), _ROWS):

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from products import DTYPES, eps_of, orthogonal, permuted
-from strategies import dtypes
+from strategies import dtypes, net_cases
 
 import fastbptt as fb
 
@@ -68,7 +68,7 @@ def test_curves_of_a_batch_are_those_of_its_sequences():
         (fb.growth_window(chains, 5), lambda b: fb.growth_window(chains[b], 5)),
         (fb.growth_map(chains), lambda b: fb.growth_map(chains[b])),
     ):
-        for name in ("lower", "estimate", "upper", "worst_error", "delta"):
+        for name in ("lower", "estimate", "upper", "worst_error", "delta", "textbook"):
             values = getattr(both, name)
             for b in range(3):
                 own = values if np.ndim(values) == 0 else values[b]
@@ -211,6 +211,10 @@ def test_a_map_holds_the_windows_of_each_lag():
         assert np.isnan(found.estimate[i, :lag]).all()
         exact = [reference.log_norm_of_product(J[s : s + lag]) for s in range(65 - lag)]
         assert_allclose(found.estimate[i, lag:], exact, atol=0.02)
+        bounds = [chain.step_bounds()[s : s + lag].sum() for s in range(65 - lag)]
+        assert np.isnan(found.textbook[i, :lag]).all()
+        assert_allclose(found.textbook[i, lag:], bounds, rtol=1e-12)
+        assert_allclose(fb.growth_window(chain, int(lag)).textbook, bounds, rtol=1e-12)
     assert fb.growth_map(chain, [3, 5]).lags.tolist() == [3, 5]
 
 
@@ -259,6 +263,128 @@ def test_the_gradient_by_lag_is_bptts():
             assert_allclose(got.estimate[:-1], exact, atol=1e-10)
 
 
+@given(net_cases(most=9, both_ways=False, ragged=False, scales=(1.0, 10.0)), dtypes())
+@settings(max_examples=40, deadline=None)
+def test_textbook_bounds_of_curves_lie_above(case, dtype):
+    """Of every cell and depth, sums of what bounds each step, and above the explicit norms."""
+    T, B, I, H = case.shape
+    assume(T > 0 and B > 0)
+    params = {name: y.astype(dtype) for name, y in case.params.items()}
+    bias = "bias_ih_l0" in params
+    net = getattr(fb, case.kind)(I, H, case.num_layers, bias=bias, dtype=dtype, **case.options)
+    net.load_state_dict(params)
+    state = tuple(part.astype(dtype) for part in case.state)
+    chain = net.trace(case.x.astype(dtype), state if len(state) > 1 else state[0]).chain()
+    wide = tuple(part.astype(float) for part in state)
+    record = reference.net_forward(
+        {name: y.astype(float) for name, y in params.items()}, case.x.astype(dtype).astype(float),
+        wide, case.kind, case.options, case.num_layers,
+    )  # fmt: skip
+    J = reference.jacobians(record, 0)
+    near = (1 + T) * eps_of(dtype, T, J.shape[1])
+    steps = chain.step_bounds()
+    assert (steps >= [reference.log_norm_of_product(step[None]) - near for step in J]).all()
+    curve, back = fb.growth_from(chain, 0), fb.growth_to(chain)
+    assert (curve.textbook >= [0.0, *(reference.curve_of_log_norms(J) - near)]).all()
+    assert_allclose(curve.textbook, [0.0, *np.cumsum(steps)], atol=1e-9)
+    assert_allclose(back.textbook, [0.0, *np.cumsum(steps[::-1])], atol=1e-9)
+    if case.kind == "RNN" and case.num_layers == 1:
+        w = params["weight_hh_l0"].astype(float)
+        a = reference.rnn_forward(
+            {name: y.astype(float) for name, y in params.items()},
+            case.x.astype(dtype).astype(float), wide[0][0], case.options["nonlinearity"],
+        )[1][:, 0]  # fmt: skip
+        with np.errstate(divide="ignore"):
+            slope = np.log(reference.SLOPE[case.options["nonlinearity"]](a).max(axis=1))
+        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=1 + near)
+        assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + near).all()
+
+
+def nets_at_rest():
+    """Nets whose states are zero: their J by hand, with norms for weights; zero biases."""
+    half, w, x = 0.5, 3.0, 2.0  # of each gate, of W_hh and of W_ih
+    return {
+        ("RNN", 1): [[w]],
+        ("RNN", 2): [[w, 0], [x * w, w]],
+        ("GRU", 1): [[half + half * half * w]],
+        ("MGU", 1): [[half + half * half * w]],
+        ("LSTM", 1): [[half * half * w, half * half], [half * w, half]],
+    }
+
+
+@pytest.mark.parametrize(("kind", "L"), nets_at_rest())
+def test_textbook_bounds_of_nets_at_rest(kind, L):
+    rng = np.random.default_rng(35)
+    net = getattr(fb, kind)(2, 5, L, dtype=np.float64, bias=False, rng=0)
+    state = net.state_dict()
+    for name, y in state.items():
+        size = 3.0 if "hh" in name else 2.0
+        gates = rng.normal(size=(len(y) // 5, 5, y.shape[1]))
+        norms = np.linalg.norm(gates, 2, axis=(1, 2), keepdims=True)
+        state[name] = (size * gates / norms).reshape(y.shape)
+    net.load_state_dict(state)
+    exact = math.log(np.linalg.norm(nets_at_rest()[kind, L], 2))
+    assert_allclose(net.trace(np.zeros((4, 2))).chain().step_bounds(), exact, rtol=1e-12)
+
+
+class _Hidden(fb.Chain):
+    """A chain of matrices that shows no more of them than the protocol does."""
+
+    def __init__(self, J):
+        self._chain = fb.MatrixChain(J)
+        self.dtype = self._chain.dtype
+
+    def __len__(self):
+        return len(self._chain)
+
+    def size(self, t):
+        return self._chain.size(t)
+
+    def push(self, s, t, rows):
+        return self._chain.push(s, t, rows)
+
+    def pull(self, t, s, rows):
+        return self._chain.pull(t, s, rows)
+
+
+def test_textbook_bounds_of_matrices():
+    """The lesser of two norms no less than the spectral one; what is no number stays none."""
+    rng = np.random.default_rng(36)
+    J = rng.normal(size=(9, 4, 4))
+    J[2] = np.diag([1e200, 1.0, 2.0, 3.0])
+    J[3] = 1e-200 * orthogonal(4, rng)
+    J[5] = 0
+    exact = [
+        min(
+            np.linalg.norm(step / (scale := 2.0**400 if step.max() > 1e100 else 2.0**-300)) * scale,
+            math.sqrt(np.abs(step).sum(axis=0).max()) * math.sqrt(np.abs(step).sum(axis=1).max()),
+        )
+        for step in J
+    ]  # fmt: skip
+    with np.errstate(divide="ignore"):
+        exact = np.log(exact)
+    u = np.array([3.0, 0, 0, -4.0])
+    for chain in (fb.MatrixChain(J), _Hidden(J)):
+        assert_allclose(chain.step_bounds(), exact, rtol=1e-12)
+        curve = fb.growth_to(chain, 5, u)
+        assert_allclose(curve.textbook, math.log(5) + np.cumsum([0, *exact[4::-1]]), rtol=1e-12)
+        assert (curve.textbook >= curve.upper - 1e-9).all()
+        assert (fb.growth_to(chain, 5, 0 * u).textbook == -np.inf).all()
+        windows = fb.growth_window(chain, 2, method="sweeps").textbook
+        assert np.isneginf(windows).tolist() == [s in (4, 5) for s in range(8)]
+        assert_allclose(windows[6:], [exact[6] + exact[7], exact[7] + exact[8]], rtol=1e-12)
+    J[1, 0, 0], J[7, 1, 1] = np.inf, np.nan
+    windows = fb.growth_window(fb.MatrixChain(J), 2, method="sweeps").textbook
+    assert np.isposinf(windows).tolist() == [s in (0, 1) for s in range(8)]
+    assert np.isnan(windows).tolist() == [s in (6, 7) for s in range(8)]
+    rectangular = [rng.normal(size=(3, 2)), rng.normal(size=(5, 3))]
+    whole = fb.growth_from(fb.MatrixChain(rectangular))
+    assert whole.textbook[-1] >= math.log(np.linalg.norm(rectangular[1] @ rectangular[0], 2))
+    net = fb.RNN(2, 3, rng=0)
+    net.weight_hh_l0 = np.full((3, 3), np.nan, np.float32)
+    assert np.isnan(net.trace(np.zeros((4, 2), np.float32)).chain().step_bounds()).all()
+
+
 def test_plots():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -268,6 +394,11 @@ def test_plots():
         fb.growth_map(chain), fb.lyapunov_spectrum(chain),
     ):  # fmt: skip
         assert one.plot().get_xlabel()
+    curve = fb.growth_window(chain, 3)
+    lines = {line.get_label(): line.get_ydata() for line in curve.plot().lines}
+    assert_allclose(lines["textbook bound"], curve.textbook)
+    bounded = fb.growth_map(fb.MatrixChain(np.concatenate([chain._J, 0.1 * np.array(chain._J)])))
+    assert any("Contour" in type(part).__name__ for part in bounded.plot().collections)
 
 
 def test_windows_on_a_frame_of_the_whole_space():
