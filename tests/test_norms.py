@@ -58,6 +58,20 @@ def test_every_method_against_the_explicit_product(N, T, dtype, seed, scale):
     assert_allclose(got.u @ P @ got.v, math.exp(exact), rtol=1e-3 + 10 * near)
 
 
+@pytest.mark.parametrize(
+    ("N", "steps", "method"),
+    [
+        (8, 50, "explicit"), (9, 32, "explicit"), (9, 33, "lanczos"), (64, 9, "explicit"),
+        (64, 10, "lanczos"), (200, 1, "explicit"), (201, 1, "lanczos"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_product_where_it_is_short(N, steps, method):
+    chain = fb.MatrixChain(np.broadcast_to(2 * np.eye(N), (steps, N, N)))
+    got = fb.log_norm(chain)
+    assert got.method == method
+    assert_allclose(got.estimate, steps * math.log(2))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_isometries_of_any_size(method, dtype):
