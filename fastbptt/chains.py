@@ -140,6 +140,10 @@ class Chain(abc.ABC):
             kept.append(rows)
         return kept
 
+    def sizes(self) -> set[int]:
+        """The sizes of all states."""
+        return {self.size(t) for t in range(len(self) + 1)}
+
     def step_bounds(self) -> np.ndarray:
         """Upper bounds (T,) of log ||J_t||, t = 1 .. T, nats, that hold but for rounding.
 
@@ -222,6 +226,10 @@ class CompiledChain(Chain):
     def size(self, t: int) -> int:
         """N, of every state."""
         return self._N
+
+    def sizes(self) -> set[int]:
+        """N alone."""
+        return {self._N}
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         """rows (M,N) as the kernels want them, a copy."""
@@ -327,6 +335,10 @@ class MatrixChain(CompiledChain):
     def size(self, t: int) -> int:
         """N_t."""
         return self._sizes[t]
+
+    def sizes(self) -> set[int]:
+        """As `Chain.sizes`."""
+        return set(self._sizes)
 
     def step_bounds(self) -> np.ndarray:
         """As `Chain.step_bounds`, in one pass over the matrices."""

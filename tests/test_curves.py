@@ -296,7 +296,7 @@ def test_textbook_bounds_of_curves_lie_above(case, dtype):
         )[1][:, 0]  # fmt: skip
         with np.errstate(divide="ignore"):
             slope = np.log(reference.SLOPE[case.options["nonlinearity"]](a).max(axis=1))
-        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=1 + near)
+        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=10 * near)
         assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + near).all()
 
 
