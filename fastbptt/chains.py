@@ -13,6 +13,19 @@ from . import checks
 from .kernels import chain as kernels
 from .kernels.memory import aligned
 
+_AT_ONCE = 1 << 20  # numbers of Jacobians whose norms are bounded in one go
+
+
+def _bounds(J: np.ndarray) -> np.ndarray:
+    """log of the lesser of ||J||_F and sqrt(||J||_1 ||J||_inf), (n,), of J (n,N,M)."""
+    y = np.abs(J.astype(np.float64))
+    peak = y.max(axis=(1, 2))  # whose square need not be a float64
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y /= peak[:, None, None]
+        by_sums = np.sqrt(y.sum(axis=1).max(axis=1) * y.sum(axis=2).max(axis=1))
+        known = np.log(peak) + np.log(np.minimum(np.sqrt((y * y).sum(axis=(1, 2))), by_sums))
+    return np.select([peak == 0, peak == np.inf], [-np.inf, np.inf], known)
+
 
 class Operator:
     """P(t,s) as SciPy's `aslinearoperator`, `svds` and `lobpcg` accept it.
@@ -127,6 +140,19 @@ class Chain(abc.ABC):
             kept.append(rows)
         return kept
 
+    def sizes(self) -> set[int]:
+        """The sizes of all states."""
+        return {self.size(t) for t in range(len(self) + 1)}
+
+    def step_bounds(self) -> np.ndarray:
+        """Upper bounds (T,) of log ||J_t||, t = 1 .. T, nats, that hold but for rounding.
+
+        The lesser of Frobenius' norm and the root of ||J||_1 ||J||_inf, and so up to log(N)/2 too
+        large; a chain of your own pushes as many vectors as its state has numbers for it.
+        """
+        one = [_bounds(self.matrix(t + 1, t)[None]) for t in range(len(self))]
+        return np.concatenate([np.zeros(0), *one])
+
     def window(self, t: Any, s: Any) -> tuple[int, int]:
         """t and s, checked; T for t = None."""
         T = len(self)
@@ -200,6 +226,10 @@ class CompiledChain(Chain):
     def size(self, t: int) -> int:
         """N, of every state."""
         return self._N
+
+    def sizes(self) -> set[int]:
+        """N alone."""
+        return {self._N}
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         """rows (M,N) as the kernels want them, a copy."""
@@ -305,6 +335,19 @@ class MatrixChain(CompiledChain):
     def size(self, t: int) -> int:
         """N_t."""
         return self._sizes[t]
+
+    def sizes(self) -> set[int]:
+        """As `Chain.sizes`."""
+        return set(self._sizes)
+
+    def step_bounds(self) -> np.ndarray:
+        """As `Chain.step_bounds`, in one pass over the matrices."""
+        if self._chain is None:
+            return np.concatenate([_bounds(step[None]) for step in self._J])
+        J = self._chain.J
+        some = max(1, _AT_ONCE // J[:1].size) if len(J) else 1
+        parts = [_bounds(J[i : i + some]) for i in range(0, len(J), some)]
+        return np.concatenate([np.zeros(0), *parts])
 
     def _run(
         self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool

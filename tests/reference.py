@@ -175,11 +175,10 @@ def _gru_step(p, x, state, options):
     w_r, w_z, w_n = np.split(p["w_hh"], 3)
     b_r, b_z, b_n = np.split(p["b_hh"] + np.zeros(3 * len(h)), 3)
     r, z = logistic(x_r + w_r @ h + b_r), logistic(x_z + w_z @ h + b_z)
-    if options["reset_after"]:
-        n = np.tanh(x_n + r * (w_n @ h + b_n))
-    else:
-        n = np.tanh(x_n + w_n @ (r * h) + b_n)
-    cache = {"h": h, "b_n": b_n, "gates": {"r": r, "z": z, "n": n}}
+    hn = w_n @ h + b_n
+    of_h = r * hn if options["reset_after"] else w_n @ (r * h) + b_n
+    n = np.tanh(x_n + of_h)
+    cache = {"h": h, "hn": hn, "gates": {"r": r, "z": z, "n": n}}
     return ((1 - z) * n + z * h,), cache
 
 
@@ -190,7 +189,7 @@ def _gru_adjoint(p, cache, d_state, options):
     da_z = dh * (h - n) * z * (1 - z)
     before = dh * z + w[1].T @ da_z
     if options["reset_after"]:
-        da_r = da_n * (w[2] @ h + cache["b_n"]) * r * (1 - r)
+        da_r = da_n * cache["hn"] * r * (1 - r)
         before = before + w[2].T @ (da_n * r) + w[0].T @ da_r
         of_h = np.concatenate([da_r, da_z, da_n * r])
         return np.concatenate([da_r, da_z, da_n]), of_h, (before,), h
@@ -327,12 +326,14 @@ def net_backward(record, d_output, d_state):
     return {**grads, "dx": dy, "dstate": d_begin, "per_step": by_name}
 
 
-def jacobians(record, b):
+def jacobians(record, b, weights=None):
     """J_1 .. J_T (T,N,N) of row b's joint state [h_l0, (c_l0), h_l1, ...] of one direction.
 
-    Column by column from the adjoint: row m of J_t is the gradient of state m after step t.
+    Column by column from the adjoint: row m of J_t is the gradient of state m after step t.  With
+    `weights` in place of the net's own the states, slopes and gates stay those of the record.
     """
     params, kind, options, num_layers, _, lengths, _ = record["given"]
+    params = params if weights is None else weights
     H = record["shape"][2]
     _, adjoint = CELLS[kind]
     parts = 2 if kind == "LSTM" else 1
@@ -353,6 +354,18 @@ def jacobians(record, b):
                     d_states[layer - 1][0] = d_states[layer - 1][0] + p["w_ih"].T @ of_x
             J[t, m] = np.concatenate(row)
     return J
+
+
+def slope_of_log_norm(record, b, t, s, directions, step=1e-6):
+    """d log ||P(t,s)|| of row b as the weights move along `directions` (name to array).
+
+    By a central difference, the states, slopes and gates held.
+    """
+    params, values = record["given"][0], []
+    for move in (step, -step):
+        moved = {name: y + move * directions.get(name, 0.0) for name, y in params.items()}
+        values.append(log_norm_of_product(jacobians(record, b, moved)[s:t]))
+    return (values[0] - values[1]) / (2 * step)
 
 
 def cut_to_h(J, H):

@@ -134,6 +134,7 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
     found = json.loads(out)
     assert abs(found["norm"]["estimate"] - exact) < 1e-9
     assert [row["lag"] for row in found["windows"]] == [1, 2, 4, 8, 16, 32]
+    assert all(row["largest_textbook"] > row["max"] for row in found["windows"])
     code, out, _ = run(
         capsys, "norms", "--cell", "lstm", "--hidden", "6", "--steps", "200", "--json"
     )

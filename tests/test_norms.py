@@ -1,4 +1,4 @@
-"""Norms of products, their intervals and curves: against explicit products and closed forms."""
+"""Norms of products and their intervals: against explicit products and closed forms."""
 
 import itertools
 import math
@@ -10,38 +10,12 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from products import DTYPES, METHODS, eps_of, orthogonal, permuted, rank_one
 from strategies import KINDS, dtypes
 from tolerances import tolerance
 
 import fastbptt as fb
 from fastbptt.spectral.norm import room_of
-
-METHODS = ("auto", "block", "lanczos", "explicit")
-DTYPES = (np.float32, np.float64)
-
-
-def orthogonal(N, rng):
-    return np.linalg.qr(rng.normal(size=(N, N)))[0]
-
-
-def rank_one(T, N, rng):
-    """J_t = x_t y_t' and log ||P(T,0)||."""
-    x, y = rng.normal(size=(2, T, N))
-    nats = np.log(np.abs(np.einsum("tn,tn->t", y[1:], x[:-1]))).sum()
-    nats += math.log(np.linalg.norm(x[-1])) + math.log(np.linalg.norm(y[0]))
-    return np.einsum("ti,tj->tij", x, y), nats
-
-
-def permuted(T, N, rng):
-    """diag(d_t) times a permutation, and all log singular values of the product."""
-    J, nats = np.zeros((T, N, N)), np.zeros(N)
-    at = np.arange(N)
-    for t in range(T):
-        order, d = rng.permutation(N), np.exp(2 * rng.normal(size=N))
-        J[t, order, np.arange(N)] = d[order]
-        at = order[at]
-        nats += np.log(d[at])
-    return J, np.sort(nats)[::-1]
 
 
 def log_norm_in_many_digits(J):
@@ -53,11 +27,6 @@ def log_norm_in_many_digits(J):
         for step in J:
             P = mpmath.matrix(step.tolist()) * P
         return float(mpmath.log(max(mpmath.svd_r(P, compute_uv=False))))
-
-
-def eps_of(dtype, T, N):
-    """How far rounding moves a log norm, nats."""
-    return tolerance(dtype, T, N)[0]
 
 
 @given(
@@ -87,6 +56,20 @@ def test_every_method_against_the_explicit_product(N, T, dtype, seed, scale):
     got = fb.log_norm(chain, t, s, method="lanczos", tol=1e-7, delta=1e-9, max_sweeps=200)
     assert_allclose(np.linalg.norm(got.u), 1, atol=1e-6)
     assert_allclose(got.u @ P @ got.v, math.exp(exact), rtol=1e-3 + 10 * near)
+
+
+@pytest.mark.parametrize(
+    ("N", "steps", "method"),
+    [
+        (8, 50, "explicit"), (9, 32, "explicit"), (9, 33, "lanczos"), (64, 9, "explicit"),
+        (64, 10, "lanczos"), (200, 1, "explicit"), (201, 1, "lanczos"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_product_where_it_is_short(N, steps, method):
+    chain = fb.MatrixChain(np.broadcast_to(2 * np.eye(N), (steps, N, N)))
+    got = fb.log_norm(chain)
+    assert got.method == method
+    assert_allclose(got.estimate, steps * math.log(2))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -269,91 +252,6 @@ def test_forward_and_reverse_vectors_agree_everywhere():
     assert_allclose(got.condition, (1 / dots).max(), rtol=1e-6)
 
 
-@given(st.integers(1, 12), st.integers(1, 25), dtypes(), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
-def test_curves_against_the_explicit_products(N, T, dtype, seed):
-    rng = np.random.default_rng(seed)
-    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
-    chain, wide = fb.MatrixChain(J), J.astype(float)
-    s = int(rng.integers(0, T + 1))
-    for probes in (3, N):
-        curve = fb.growth_from(chain, s, probes=probes, delta=1e-9)
-        exact = np.array([0.0, *reference.curve_of_log_norms(wide[s:])])
-        near = 30 * eps_of(dtype, T, N)
-        assert_allclose(curve.t, np.arange(s, T + 1))
-        assert (curve.lower <= exact + near).all()
-        assert (curve.upper >= exact - near).all()
-        assert (curve.lower <= curve.estimate).all()
-        assert (curve.estimate <= curve.upper).all()
-        if probes >= N:
-            assert_allclose(curve.lower, exact, atol=near)
-        back = fb.growth_to(chain, s, probes=probes, delta=1e-9)
-        exact = [reference.log_norm_of_product(wide[r:s]) for r in range(s, -1, -1)]
-        assert (back.lower <= np.array(exact) + near).all()
-        assert (back.upper >= np.array(exact) - near).all()
-    u = rng.normal(size=N).astype(dtype)
-    by_lag, now = [math.log(np.linalg.norm(u))], u.astype(float)
-    for step in wide[::-1]:
-        now = step.T @ now
-        by_lag.append(math.log(np.linalg.norm(now)))
-    assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
-
-
-@pytest.mark.parametrize("peak", [1e-300, 1e-170, 1.0, 1e160, 1e308])
-def test_cotangents_whose_squares_are_no_numbers(peak):
-    chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
-    exact = math.log(peak) + 0.5 * math.log(2) - math.log(2) * np.arange(11)
-    got = fb.growth_to(chain, cotangent=np.array([peak, 0, -peak, 0]))
-    assert_allclose(got.estimate, exact, rtol=1e-12)
-
-
-def test_curves_of_a_batch_are_those_of_its_sequences():
-    rng = np.random.default_rng(31)
-    x = rng.normal(size=(40, 3, 2)).astype(np.float32)
-    trace = fb.GRU(2, 6, rng=0).trace(x)
-    chains = [trace.chain(b) for b in range(3)]
-    cotangents = rng.normal(size=(3, 6)).astype(np.float32)
-    for both, one in (
-        (fb.growth_from(chains, 4), lambda b: fb.growth_from(chains[b], 4)),
-        (fb.growth_to(chains, 30), lambda b: fb.growth_to(chains[b], 30)),
-        (
-            fb.growth_to(chains, cotangent=cotangents),
-            lambda b: fb.growth_to(chains[b], cotangent=cotangents[b]),
-        ),
-        (fb.growth_window(chains, 5), lambda b: fb.growth_window(chains[b], 5)),
-        (fb.growth_map(chains), lambda b: fb.growth_map(chains[b])),
-    ):
-        for name in ("lower", "estimate", "upper", "worst_error", "delta"):
-            values = getattr(both, name)
-            for b in range(3):
-                own = values if np.ndim(values) == 0 else values[b]
-                np.testing.assert_array_equal(own, getattr(one(b), name))
-        if pytest.importorskip("matplotlib"):
-            assert both.plot().get_xlabel()
-    with pytest.raises(ValueError, match="equally long, got lengths"):
-        fb.growth_from([chains[0], fb.MatrixChain(np.zeros((5, 3, 3)))])
-    with pytest.raises(ValueError, match="cotangent: expected 3"):
-        fb.growth_to(chains, cotangent=cotangents[:2])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_curves_where_the_leading_direction_changes(dtype):
-    J, _ = permuted(300, 24, np.random.default_rng(32))
-    J, at, total = J.astype(dtype), np.arange(24), np.zeros(24)
-    exact = [0.0]
-    for step in J:
-        after = step[:, at].argmax(axis=0)
-        total = total + np.log(step[after, at].astype(float))
-        at = after
-        exact.append(total.max())
-    near = 300 * np.finfo(dtype).eps * 16
-    curve = fb.growth_from(fb.MatrixChain(J), delta=1e-9)
-    assert (curve.lower <= exact + near * np.ones(301)).all()
-    assert (curve.upper >= exact - near * np.ones(301)).all()
-    whole = fb.growth_from(fb.MatrixChain(J), probes=24)
-    assert_allclose(whole.estimate, exact, atol=near)
-
-
 def test_the_mean_shortfall_is_the_formulas():
     """E[log ||P V|| - log sigma_1] with a gap is (psi(k/2) - psi(N/2))/2: 64, 8 gives -1.10."""
     rng = np.random.default_rng(5)
@@ -370,121 +268,6 @@ def test_the_mean_shortfall_is_the_formulas():
         ]
         assert abs(np.mean(short) - mean) < 4 * spread / 20 + 0.006
         assert abs(np.std(short) - spread) < 0.2 * spread
-
-
-@pytest.mark.parametrize("method", ["frames", "sweeps", "auto"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_windows_against_the_explicit_products(method, dtype):
-    rng = np.random.default_rng(6)
-    T, N = 150, 24
-    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
-    chain = fb.MatrixChain(J)
-    worst = {}
-    for lag in (1, 2, 20, 60, 100, T):
-        if method == "frames" and lag < 20:
-            continue
-        curve = fb.growth_window(chain, lag, method=method)
-        exact = np.array(
-            [reference.log_norm_of_product(J[s : s + lag].astype(float)) for s in curve.s]
-        )
-        assert_allclose(curve.t - curve.s, lag)
-        near = 30 * eps_of(dtype, T, N)
-        assert (curve.lower <= exact + near).all()
-        worst[lag] = np.abs(curve.estimate - exact).max()
-        if method != "frames":
-            assert worst[lag] < 0.03 + near
-            assert (curve.upper >= exact - 0.03 - near).all()
-    if method == "frames":  # the error falls with the lag, as exp(-(l_1 - l_{k+1}) lag)
-        assert worst[20] > worst[60] > worst[100] - 1e-6
-        assert worst[100] < 2e-3
-
-
-def cases_of_no_gap():
-    """Chains whose windows lead where the whole chain does not, and a lag of each."""
-    rng = np.random.default_rng(29)
-    N = 24
-    turns = np.stack([orthogonal(N, rng) for _ in range(150)])
-    still = np.stack([0.9 * np.eye(N) for _ in range(300)])
-    still[140:150, 5, 5] = math.exp(2)  # a burst in a subspace of its own
-    net = fb.RNN(3, N, dtype=np.float64, rng=0)
-    net.weight_hh_l0 = np.diag(np.linspace(1, 0.2, N))
-    chain = net.trace(3 * rng.normal(size=(300, 3))).chain()
-    return {
-        "permuted diagonals": (permuted(400, N, rng)[0], 150),
-        "jordan": (np.stack([0.97 * np.eye(N) + np.eye(N, k=1)] * 300), 60),
-        "two halves": (
-            np.concatenate([rng.normal(size=(150, N, N)) / np.sqrt(N), turns]), 60
-        ),
-        "units alone": (np.stack([chain.matrix(t + 1, t) for t in range(300)]), 30),
-        "burst": (still, 40),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "name", ["permuted diagonals", "jordan", "two halves", "units alone", "burst"]
-)
-def test_windows_that_a_frame_of_the_whole_chain_does_not_see(name, dtype):
-    J, lag = cases_of_no_gap()[name]
-    J = J.astype(dtype)
-    some = np.arange(0, len(J) + 1 - lag, 7)
-    near = 16 * lag * np.finfo(dtype).eps
-    exact = np.array(
-        [fb.log_singular_values(fb.MatrixChain(J[s : s + lag].astype(float)))[0] for s in some]
-    )
-    got = fb.growth_window(fb.MatrixChain(J), lag)
-    assert (got.lower[some] <= exact + near).all()
-    assert (got.upper[some] >= exact - near).all()
-    assert np.abs(got.estimate[some] - exact).max() < 0.1
-    frames = fb.growth_window(fb.MatrixChain(J), lag, method="frames")
-    assert np.isfinite(frames.estimate).all()
-    assert math.isnan(frames.delta) == frames.note.startswith("two passes")
-
-
-def test_a_burst_in_a_long_good_chain_is_mended():
-    """A few windows of thousands: 16 drawn at random would not meet them."""
-    rng = np.random.default_rng(30)
-    T, lag = 6000, 80
-    J = np.zeros((T, 20, 20))
-    J[:, :19, :19] = rng.normal(size=(T, 19, 19)) / np.sqrt(19)
-    J[:, 19, 19] = 0.5
-    J[3000:3020, 19, 19] = math.exp(6)
-    got = fb.growth_window(fb.MatrixChain(J), lag)
-    assert got.note.startswith("two passes")
-    assert "solved by themselves" in got.note
-    assert got.worst_error < 0.01
-    for s in (2700, 2925, 2940, 2960, 2990, 3015):
-        exact = reference.log_norm_of_product(J[s : s + lag])
-        assert abs(got.estimate[s] - exact) < 0.02
-        assert got.upper[s] >= exact - 1e-6
-
-
-def test_more_probes_make_frames_better():
-    rng = np.random.default_rng(7)
-    J = rng.normal(size=(200, 32, 32)) / np.sqrt(32)
-    exact = np.array([reference.log_norm_of_product(J[s : s + 25]) for s in range(176)])
-    errors = [
-        np.median(
-            np.abs(
-                fb.growth_window(fb.MatrixChain(J), 25, method="frames", probes=k).estimate - exact
-            )
-        )
-        for k in (2, 6, 16)
-    ]
-    assert errors[0] > 3 * errors[1] > 9 * errors[2]
-
-
-def test_a_map_holds_the_windows_of_each_lag():
-    rng = np.random.default_rng(8)
-    J = rng.normal(size=(64, 6, 6)) / 2
-    chain = fb.MatrixChain(J)
-    found = fb.growth_map(chain)
-    assert found.lags.tolist() == [1, 2, 4, 8, 16, 32, 64]
-    for i, lag in enumerate(found.lags):
-        assert np.isnan(found.estimate[i, :lag]).all()
-        exact = [reference.log_norm_of_product(J[s : s + lag]) for s in range(65 - lag)]
-        assert_allclose(found.estimate[i, lag:], exact, atol=0.02)
-    assert fb.growth_map(chain, [3, 5]).lags.tolist() == [3, 5]
 
 
 def test_henon_keeps_its_area_on_every_window():
@@ -567,28 +350,6 @@ def test_exponents_of_random_matrices():
     variance = np.array([slope[N - i] / 4 for i in range(N)])
     # of 32 blocks: the error of a variance is sqrt(2/31) of it
     assert_allclose(found.standard_error**2 * T * 7 / 8, variance, rtol=4 * math.sqrt(2 / 31))
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_the_error_of_frames_falls_with_the_gap_to_the_next_exponent(k):
-    """As exp(-(l_1 - l_{k+1}) lag), the exponents Newman's."""
-    rng = np.random.default_rng(33)
-    N, T = 12, 3000
-    J = rng.normal(size=(T, N, N)) / np.sqrt(N)
-    chain = fb.MatrixChain(J)
-    psi = {1: -0.5772156649015329 - 2 * math.log(2), 2: -0.5772156649015329}
-    for n in range(3, N + 1):
-        psi[n] = psi[n - 2] + 2 / (n - 2)
-    gap = (psi[N] - psi[N - k]) / 2
-    lags = np.arange(10, 31, 5)
-    errors = []
-    for lag in lags:
-        exact = fb.growth_window(chain, int(lag), method="sweeps")
-        found = fb.growth_window(chain, int(lag), method="frames", probes=k)
-        apart = np.abs(found.estimate - (exact.lower + exact.upper) / 2)
-        errors.append(np.log(np.maximum(apart, 1e-12)).mean())
-    slope = np.polyfit(lags, errors, 1)[0]
-    assert -2.5 * gap < slope < -0.6 * gap
 
 
 def test_a_net_below_the_transition():
@@ -864,114 +625,6 @@ def test_what_is_no_feed_forward_net():
         fb.FeedForward([w]).trace(np.zeros((2, 3)))
 
 
-def test_the_gradient_by_lag_is_bptts():
-    """growth_to with the user's dL/dh_T is the norm of dL/dh_s that BPTT finds."""
-    rng = np.random.default_rng(17)
-    for kind in ("RNN", "LSTM"):
-        net = getattr(fb, kind)(3, 24, dtype=np.float64, rng=0)
-        trace = net.trace(rng.normal(size=(40, 3)))
-        d_output = np.zeros_like(trace.output)
-        d_output[-1] = rng.normal(size=24)
-        per_step = trace.backward(d_output, per_step=True).per_step
-        parts = [per_step[name][0] for name in per_step]
-        cotangent = np.concatenate([d_output[-1], np.zeros(24 * (kind == "LSTM"))])
-        chain = trace.chain()
-        pulled = chain.rmatvec(40, 0, cotangent)
-        d_begin = trace.backward(d_output).state
-        whole = np.concatenate([np.ravel(part) for part in np.atleast_2d(np.squeeze(d_begin))])
-        assert_allclose(pulled, whole, atol=1e-12)
-        got = fb.growth_to(chain, cotangent=cotangent)
-        assert_allclose(got.estimate[-1], math.log(np.linalg.norm(whole)), atol=1e-10)
-        if kind == "RNN":  # an LSTM's dL/dc_t of per_step holds what came by h_t already
-            exact = np.log([np.linalg.norm(part) for part in parts[0][::-1]])
-            assert_allclose(got.estimate[:-1], exact, atol=1e-10)
-
-
-def test_sensitivity_by_finite_differences():
-    rng = np.random.default_rng(18)
-    T, N = 7, 5
-    J = rng.normal(size=(T, N, N)) / 2
-    got = fb.sensitivity(fb.MatrixChain(J), 6, 1)
-    assert got.steps.tolist() == [2, 3, 4, 5, 6]
-    step = 1e-6
-    for i, r in enumerate(got.steps):
-        gradient = np.zeros((N, N))
-        for m in range(N):
-            for n in range(N):
-                values = []
-                for sign in (1, -1):
-                    moved = J.copy()
-                    moved[r - 1, m, n] += sign * step
-                    values.append(reference.log_norm_of_product(moved[1:6]))
-                gradient[m, n] = (values[0] - values[1]) / (2 * step)
-        assert_allclose(got.by_step[i], np.linalg.norm(gradient, 2), rtol=1e-5)
-        assert_allclose(got.by_unit[i], np.linalg.norm(gradient, axis=1), rtol=1e-4, atol=1e-7)
-    assert got.weight_hh is None
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sensitivity_where_the_leading_direction_changes(dtype):
-    """Each step is worth the entry on the leading path: d log sigma_1 / dJ is its inverse."""
-    rng = np.random.default_rng(24)
-    J, at, values = permuted(600, 24, rng)[0].astype(dtype), np.arange(24), []
-    for step in J:
-        after = step[:, at].argmax(axis=0)
-        values.append(step[after, at])
-        at = after
-    values = np.array(values, float)
-    lead = np.log(values).sum(axis=0).argmax()
-    got = fb.sensitivity(fb.MatrixChain(J)).by_step
-    assert_allclose(got, 1 / values[:, lead], rtol=600 * np.finfo(dtype).eps * 16)
-    rng = np.random.default_rng(0)
-    J, turn = permuted(600, 6, rng)[0], orthogonal(6, rng)
-    with pytest.raises(ValueError, match="passes forward and back"):
-        fb.sensitivity(fb.MatrixChain((turn @ J @ turn.T).astype(dtype)))
-
-
-@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "MGU"])
-def test_sensitivity_to_the_recurrent_weights(kind):
-    """The slopes held, log sigma_1 is a function of W_hh through every J_t."""
-    rng = np.random.default_rng(19)
-    net = getattr(fb, kind)(2, 4, dtype=np.float64, rng=0)
-    trace = net.trace(rng.normal(size=(6, 2)))
-    got = fb.sensitivity(trace.chain())
-    if kind == "MGU":
-        assert got.weight_hh is None
-        return
-    # a chain with the same factors and other weights: W_hh moved behind the trace's back
-    step, gradient = 1e-6, np.zeros_like(net.weight_hh_l0)
-    for place in np.ndindex(gradient.shape):
-        values = []
-        for sign in (1, -1):
-            moved = net.weight_hh_l0.copy()
-            moved[place] += sign * step
-            other = getattr(fb, kind)(2, 4, dtype=np.float64, rng=0)
-            other.load_state_dict({**net.state_dict(), "weight_hh_l0": moved})
-            chain = trace.chain()
-            chain._chain = chain._chain._replace(
-                cell=other.weights.stacked_cell, adjoint=other.weights.stacked_adjoint_cell
-            )
-            values.append(fb.log_norm(chain, method="explicit").estimate)
-        gradient[place] = (values[0] - values[1]) / (2 * step)
-    assert_allclose(got.weight_hh, gradient, rtol=1e-4, atol=1e-7)
-
-
-def test_textbook_bounds_are_bounds_and_loose():
-    rng = np.random.default_rng(20)
-    N, T = 24, 256
-    net = fb.RNN(3, N, dtype=np.float64, rng=0)
-    net.weight_hh_l0 = rng.normal(size=(N, N)) / np.sqrt(N)
-    chain = net.trace(rng.normal(size=(T, 3))).chain()
-    exact = fb.log_norm(chain, method="explicit").estimate
-    bounds = fb.textbook_bounds(chain)
-    each = sum(math.log(np.linalg.norm(chain.matrix(t + 1, t), 2)) for t in range(T))
-    assert abs(bounds.steps - each) < 0.02 * T
-    assert exact < bounds.windows < bounds.steps < bounds.classical
-    assert_allclose(bounds.classical, T * math.log(np.linalg.norm(net.weight_hh_l0, 2)))
-    longer = fb.textbook_bounds(chain, lag=128)
-    assert exact < longer.windows < bounds.windows
-
-
 def test_the_mean_field_exponent():
     rng = np.random.default_rng(21)
     N, g = 400, 3.0
@@ -1023,24 +676,6 @@ def test_a_hundred_thousand_steps_of_a_thousand(dtype):
         assert_allclose(got.lower, 690775.5278982137, atol=1e-2 if dtype == np.float32 else 1e-6)
 
 
-def test_an_estimate_knows_what_textbooks_say():
-    chain = fb.MatrixChain(np.stack([np.diag([2.0, 0.5]), np.diag([0.5, 2.0])] * 8))
-    got = fb.log_norm(chain, 12, 2)
-    assert got.textbook == fb.textbook_bounds(chain, 12, 2)
-    assert got.estimate < got.textbook.steps
-
-
-def test_plots():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    chain = fb.MatrixChain(np.random.default_rng(22).normal(size=(40, 4, 4)))
-    for one in (
-        fb.growth_from(chain), fb.growth_to(chain), fb.growth_window(chain, 3),
-        fb.growth_map(chain), fb.lyapunov_spectrum(chain),
-    ):  # fmt: skip
-        assert one.plot().get_xlabel()
-
-
 def test_a_gru_at_rest():
     """Zero state and zero weights into the gates: J = I/2 + W_hn/4."""
     rng = np.random.default_rng(24)
@@ -1071,31 +706,3 @@ def test_the_chance_of_a_start_without_the_first_vector(delta):
     """epsilon is such that a standard normal lies within epsilon·length with probability delta."""
     within = math.erf(7.0 * math.exp(-room_of(delta, 7.0)) / math.sqrt(2))
     assert 0.999 * delta < within <= delta
-
-
-def test_windows_on_a_frame_of_the_whole_space():
-    """Then what P does to the frame is what it does: `lower` is the norm, in every stretch."""
-    rng = np.random.default_rng(26)
-    J = 0.9 * (np.eye(4) + 0.2 * rng.normal(size=(120, 4, 4)))  # all rates near one another
-    curve = fb.growth_window(fb.MatrixChain(J), 30, method="frames", probes=4)
-    assert curve.note.startswith("two passes")
-    exact = np.array([reference.log_norm_of_product(J[s : s + 30]) for s in range(91)])
-    assert_allclose(curve.lower, exact, atol=0.03)
-    assert (curve.lower <= exact + 1e-9).all()
-
-
-@pytest.mark.parametrize("nats", [30, -30])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_sudden_change_of_rate(nats, dtype):
-    """Stretches have become long when a few steps leave the range of float32, or of float64."""
-    rng = np.random.default_rng(27)
-    turn = orthogonal(5, rng)
-    rates = np.repeat([0, nats, 0], [600, 40, 100])
-    chain = fb.MatrixChain((np.exp(rates)[:, None, None] * turn).astype(dtype))
-    assert_allclose(fb.log_norm(chain).estimate, 40 * nats, atol=0.01)
-    curve = fb.growth_from(chain)
-    assert_allclose(curve.lower[-41:], 40 * nats, atol=0.01)
-    windows = fb.growth_window(chain, 60)
-    assert_allclose(
-        windows.estimate.max() if nats > 0 else windows.estimate.min(), 40 * nats, atol=0.02
-    )

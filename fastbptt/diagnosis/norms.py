@@ -34,21 +34,21 @@ class NormsReport:
     spectrum: LyapunovSpectrum
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Of each lag the least, the median and the largest window, nats."""
+        """Of each lag the least, the median and the largest window and upper bounds, nats."""
         rows = []
-        for lag, estimate, upper, note in zip(
+        for lag, estimate, upper, textbook, note in zip(
             self.windows.lags.tolist(),
             self.windows.estimate,
             self.windows.upper,
+            self.windows.textbook,
             self.windows.notes,
             strict=True,
         ):
             known = np.sort(estimate[lag:])  # no mean of two, which may be infinite
             middle = known[(len(known) - 1) // 2]
             row = dict(zip(("min", "median", "max"), (known[0], middle, known[-1]), strict=True))
-            rows.append(
-                {"lag": lag, **row, "largest_upper": float(upper[lag:].max()), "note": note}
-            )
+            largest = {"largest_upper": upper[lag:].max(), "largest_textbook": textbook[lag:].max()}
+            rows.append({"lag": lag, **row, **largest, "note": note})
         return rows
 
     def __str__(self) -> str:

@@ -53,7 +53,7 @@ class Block(NamedTuple):
 
     now: np.ndarray  # (groups·k,stride)
     after: np.ndarray  # likewise
-    a: np.ndarray  # (groups·k,slots·Hp), none for given matrices
+    a: np.ndarray  # (groups·k,slots·Hp), or L·slots·Hp to keep every layer's; none for matrices
     k: int
 
 
@@ -93,6 +93,13 @@ def _pull_matrices(chain, steps, rows):
 
 
 @kernel
+def _first_column(chain, n, block, l):
+    """Where the slots of layer l begin in a row of block.a: at 0 if all layers share them."""
+    own = (n.last + (n.gate > n.first)) * chain.Hp
+    return l * own if block.a.shape[1] > own else 0
+
+
+@kernel
 def _at(chain, n, block, g, l, t):
     """The rows of group g in layer l at step t."""
     stride, wide = block.now.shape[1], block.a.shape[1]
@@ -100,7 +107,7 @@ def _at(chain, n, block, g, l, t):
     return TangentAt(
         place,
         place,
-        g * block.k * wide,
+        g * block.k * wide + _first_column(chain, n, block, l),
         (t * chain.layers + l) * n.factors * chain.Hp,
         stride,
         wide,
@@ -119,7 +126,8 @@ def _push_linearised(chain, steps, block):
     mixed = max(n.gate, min(n.x, n.last))
     for l in range(chain.layers):
         column = l * chain.parts * Hp
-        source, a = rows(block.now, column, stride), rows(block.a, 0, wide)
+        source = rows(block.now, column, stride)
+        a = rows(block.a, _first_column(chain, n, block, l), wide)
         start = zeros
         if l > 0:
             below = rows(block.after, column - chain.parts * Hp, stride)
@@ -161,21 +169,22 @@ def _pull_linearised(chain, steps, block):
     for l in range(chain.layers - 1, -1, -1):
         column = l * chain.parts * Hp
         w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * Hp, 0)
+        a = rows(block.a, _first_column(chain, n, block, l), wide)
         for g in range(groups):
             cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         if gated:
-            source, c = rows(block.a, n.gate * Hp, wide), rows(block.a, n.last * Hp, wide)
+            source, c = shifted(a, n.gate * Hp, wide), shifted(a, n.last * Hp, wide)
             K = (n.last - n.gate) * Hp
             panel_matmul(source, M, shifted(w_hh, head * Hp * Hp, 0), K, width, Hp, zeros, c)
             for g in range(groups):
                 gate_cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
-        source, dh = rows(block.a, n.first * Hp, wide), rows(block.now, column, stride)
+        source, dh = shifted(a, n.first * Hp, wide), rows(block.now, column, stride)
         above = dh if n.direct else zeros
         panel_matmul(source, M, w_hh, head * Hp, width, Hp, above, dh)
         if l > 0:
             below = rows(block.now, column - chain.parts * Hp, stride)
             w = rows(cell.w_ih, n.x * Hp * (chain.Ip + (l - 1) * Hp), 0)
-            panel_matmul(rows(block.a, 0, wide), M, w, n.x * Hp, width, Hp, below, below)
+            panel_matmul(a, M, w, n.x * Hp, width, Hp, below, below)
 
 
 @kernel

@@ -175,17 +175,24 @@ def _widen(A, wide):
 def _dots(a, b, symmetric, C):
     """C (k,columns) = a b' of a and b (columns,N); of a symmetric one what `triangle` reads."""
     k, N = C.shape[0], a.shape[1]
-    for i in range(k):
+    for i in range(0, k, 2):  # two rows share what is read of b
+        below = min(i + 1, k - 1)
         first = i // _AT_ONCE * _AT_ONCE if symmetric else 0
         for j in range(first, k, _AT_ONCE):
             c0, c1, c2, c3 = 0.0, 0.0, 0.0, 0.0
+            d0, d1, d2, d3 = 0.0, 0.0, 0.0, 0.0
             for m in range(N):
-                one = a[i, m]
+                one, other = a[i, m], a[below, m]
                 c0 += one * b[j, m]
                 c1 += one * b[j + 1, m]
                 c2 += one * b[j + 2, m]
                 c3 += one * b[j + 3, m]
+                d0 += other * b[j, m]
+                d1 += other * b[j + 1, m]
+                d2 += other * b[j + 2, m]
+                d3 += other * b[j + 3, m]
             C[i, j], C[i, j + 1], C[i, j + 2], C[i, j + 3] = c0, c1, c2, c3
+            C[below, j], C[below, j + 1], C[below, j + 2], C[below, j + 3] = d0, d1, d2, d3
 
 
 @kernel

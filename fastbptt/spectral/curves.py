@@ -13,13 +13,7 @@ from .factors import expected_shortfall, upper_margin
 from .products import Stretch, carry, checked, orthonormal
 
 
-class Curve(NamedTuple):
-    """Norms in nats over windows, as an interval each.
-
-    `t[i]` and `s[i]` say which P(t,s) row i is; `lower` holds but for rounding, `upper` as `note`
-    says.  Of B chains lower, estimate and upper are (B,n) and worst_error (B,).
-    """
-
+class _Windows(NamedTuple):
     t: np.ndarray
     s: np.ndarray
     lower: np.ndarray
@@ -29,21 +23,57 @@ class Curve(NamedTuple):
     note: str  # how it was computed
     worst_error: Any = math.nan  # nats, of the windows of two passes that were solved one by one
 
+
+class Curve(_Windows):
+    """Norms in nats over windows, as an interval each.
+
+    `t[i]` and `s[i]` say which P(t,s) row i is; `lower` holds but for rounding, `upper` as `note`
+    says.  Of B chains lower, estimate and upper are (B,n) and worst_error (B,).
+    """
+
+    of: list[tuple[Chain, float]]  # each chain, and what is added to its norms; not of the tuple
+
+    @property
+    def textbook(self) -> np.ndarray:
+        """Products of norms, nats, as `upper`: sums of `Chain.step_bounds`, found when asked for.
+
+        They hold but for rounding, whatever the spectrum, and say "exploding" where gradients
+        vanish (spectral.md section 5).  One pass over the chain; `textbook_bounds` is tighter.
+        """
+        return np.reshape([sums(one, self.t, self.s) + y for one, y in self.of], self.upper.shape)
+
     def plot(self, ax: Any = None) -> Any:
         """Draw the interval and the estimate on `ax`, or on a new figure; needs matplotlib."""
         ax = axes(ax)
         one_start, one_end = np.ptp(self.s) == 0, np.ptp(self.t) == 0
         x = self.t - self.s if one_end and not one_start else self.t
-        rows = [np.atleast_2d(y) for y in (self.lower, self.estimate, self.upper)]
-        for b, (lower, estimate, upper) in enumerate(zip(*rows, strict=True)):
+        known = (self.lower, self.estimate, self.upper, self.textbook)
+        rows = [np.atleast_2d(y) for y in known]
+        for b, (lower, estimate, upper, textbook) in enumerate(zip(*rows, strict=True)):
             name = "" if len(rows[0]) == 1 else f" {b}"
             ax.fill_between(x, lower, upper, alpha=0.3, label=f"interval{name}")
             ax.plot(x, estimate, label=f"estimate{name}")
+            ax.plot(x, textbook, color="C3", lw=0.6, label=f"textbook bound{name}")
         ax.axhline(0, color="0.6", lw=0.8)
         name = "lag t - s  (steps)" if one_end and not one_start else "step t"
         ax.set(xlabel=name, ylabel="log ||P(t,s)||  (nats)")
         ax.legend(frameon=False)
         return ax
+
+
+def sums(chain: Chain, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Sums of the bounds of steps s+1 .. t: an infinite one, or a NaN, in those that hold it."""
+    steps = chain.step_bounds()
+
+    def total(y: np.ndarray) -> np.ndarray:
+        so_far = np.concatenate([[0.0], np.cumsum(y)])
+        return so_far[t] - so_far[s]
+
+    known = total(np.where(np.isfinite(steps), steps, 0.0))
+    with np.errstate(invalid="ignore"):
+        for odd, here in ((-math.inf, np.isneginf(steps)), (math.inf, np.isposinf(steps))):
+            known = known + np.where(total(here) > 0, odd, 0.0)
+        return known + np.where(total(np.isnan(steps)) > 0, math.nan, 0.0)
 
 
 def axes(ax: Any) -> Any:
@@ -80,7 +110,16 @@ def stacked(parts: list[Any]) -> Any:
         both["delta"] = np.stack([one.delta for one in parts])
         rows = zip(*notes, strict=True)
         both["notes"] = tuple("; ".join(dict.fromkeys(row)) for row in rows)
-    return parts[0]._replace(**both)
+    whole = parts[0]._replace(**both)
+    whole.of = [pair for one in parts for pair in one.of]
+    return whole
+
+
+def curve_of(chain: Chain, added: float, *fields: Any) -> Curve:
+    """A curve that knows its chain, and how many nats the norm of what was carried adds."""
+    curve = Curve(*fields)
+    curve.of = [(chain, added)]
+    return curve
 
 
 class _History:
@@ -187,7 +226,8 @@ def growth_from(
     delta = checks.probability(delta, "delta")
     lower, estimate, upper, note = _from_block(chain, s, t, probes, delta, rng)
     states = np.arange(s, t + 1)
-    return Curve(states, np.full(len(states), s), lower, estimate, upper, delta, note)
+    begins = np.full(len(states), s)
+    return curve_of(chain, 0.0, states, begins, lower, estimate, upper, delta, note)
 
 
 def growth_to(
@@ -246,18 +286,19 @@ def growth_to(
     ends = np.full(len(states), t)
     if cotangent is None:
         lower, estimate, upper, note = _from_block(chain, t, 0, probes, delta, rng)
-        return Curve(ends, states, lower, estimate, upper, delta, note)
+        return curve_of(chain, 0.0, ends, states, lower, estimate, upper, delta, note)
     u = checks.shaped(cotangent, "cotangent", chain.dtype, (chain.size(t),)).astype(np.float64)
     peak = float(np.abs(u).max())  # whose square need not be a float64
     note = "exact to rounding: the cotangent pulled back"
     if peak == 0:
         curve = np.full(len(states), -math.inf)
-        return Curve(ends, states, curve, curve, curve, 0.0, note)
+        return curve_of(chain, -math.inf, ends, states, curve, curve, curve, 0.0, note)
     with np.errstate(invalid="ignore"):
         u = u / peak
     length = float(np.linalg.norm(u))
     watcher = _History(np.eye(1))
     carry(chain, t, 0, (u / length)[None].astype(chain.dtype), watcher, history=True)
     curve = np.concatenate([[0.0], watcher.norms(t)[:, 0]])
-    curve += math.log(length) + math.log(peak)
-    return Curve(ends, states, curve, curve, curve, 0.0, note)
+    nats = math.log(length) + math.log(peak)
+    curve += nats
+    return curve_of(chain, nats, ends, states, curve, curve, curve, 0.0, note)

@@ -13,8 +13,12 @@ from .products import Carried, carry, checked, factor, log_norm_of, one_vector, 
 from .sweeps import log_norms_of_steps
 
 METHODS = ("auto", "block", "lanczos", "explicit")
-_EXPLICIT = 16  # size up to which the product itself costs no more than a few sweeps
-_SHORT, _EXPLICIT_SHORT = 4, 64  # steps, and the size up to which that is so of so few
+# The product itself, which is exact, where it takes no longer than the sweeps.  On one core of a
+# Zen 4, float32, as a share of Lanczos' time: N = 32 .74 at 16 steps, .87 at 32, 1.1 at 64; N = 64
+# .51 at 4, .84 at 8, 1.3 at 16; N = 128 .61 at 1, .87 at 2, 1.5 at 4; N = 16 .9 at 32, 2.3 at 1024,
+# 16 at 100,000.  With N = 8 it is 1.4 at 1024, 2.6 at 10,000, .6 at 100,000.
+_EXPLICIT = 8  # numbers of a state, however many steps
+_EXPLICIT_STEPS, _EXPLICIT_COST = 32, 40_000  # steps, and steps times N²
 _SPENT = 4e-16  # beside the largest: the Krylov space has been used up
 _POINTS = 64  # where the left and the right vector are compared
 _CAUTION = 8  # against products of 400 digits `rounding` came out up to 4 times too small
@@ -92,8 +96,8 @@ def log_norm(
         "explicit": the product itself, as a graded factor; exact to rounding.  "lanczos":
         Golub-Kahan-Lanczos from one Gaussian vector.  "block": `probes` Gaussian vectors and
         subspace iteration, whose first pass is that of `JacobianStream`.  "auto": explicit for
-        states of up to 16 numbers, or 64 over up to 4 steps, block where no more than two
-        half-sweeps are allowed, else lanczos.
+        states of N <= 8 numbers, or over n <= 32 steps with n N² <= 40,000, where it takes no
+        longer; block where no more than two half-sweeps are allowed, else lanczos.
     probes : int
         Of "block"; at most N_s are used.
     rng : int, numpy.random.Generator or None
@@ -141,8 +145,9 @@ def log_norm(
     generator = checks.generator(rng)
     if method == "auto":
         N = min(chain.size(t), chain.size(s))
-        small = N <= _EXPLICIT or (N <= _EXPLICIT_SHORT and t - s <= _SHORT)
-        method = "explicit" if small else "block" if max_sweeps <= 2 else "lanczos"
+        short = t - s <= _EXPLICIT_STEPS and (t - s) * N * N <= _EXPLICIT_COST
+        few = "block" if max_sweeps <= 2 else "lanczos"
+        method = "explicit" if N <= _EXPLICIT or short else few
     if method == "explicit":
         found = _explicit(chain, t, s)
     elif method == "block":

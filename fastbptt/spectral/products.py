@@ -45,8 +45,7 @@ def checked(chain: Any, square: bool = False) -> Chain:
         hint = "; use trace.chain()" if hasattr(chain, "chain") else "; see fb.MatrixChain"
         raise TypeError(f"chain: expected a Chain, got {type(chain).__name__}{hint}")
     checks.dtype(chain.dtype)
-    sizes = {chain.size(t) for t in range(len(chain) + 1)} if square else {0}
-    if len(sizes) > 1:
+    if square and len(sizes := chain.sizes()) > 1:
         raise ValueError(f"chain: expected square Jacobians, got sizes {sorted(sizes)}")
     return chain
 

@@ -21,7 +21,7 @@ class Sensitivity(NamedTuple):
     steps: np.ndarray  # (n,): r = s+1 .. t, of J_r
     by_step: np.ndarray  # (n,): the norm of d log sigma_1 / d J_r
     by_unit: np.ndarray  # (n,N): that of its rows: of what reaches each unit of state r
-    weight_hh: np.ndarray | None  # (G·H,H): all steps' sum, the slopes held; see `sensitivity`
+    weight_hh: np.ndarray | None  # (G·H,H) or (L,G·H,H): all steps' sum; see `sensitivity`
     log_norm: float  # nats
 
 
@@ -40,10 +40,9 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     Returns
     -------
     Sensitivity
-        `weight_hh` holds the slopes, or gates, of every step as they are: what W_hh does to the
-        states and through them to the slopes is left out.  It is known for RNN, LSTM and GRU with
-        `reset_after`, of one layer; None for MGU and GRU(reset_after=False), which multiply a gated
-        state, for several layers, and for chains that are not of a trace.
+        `weight_hh` (G·H,H) in PyTorch's order, of a net of L > 1 layers (L,G·H,H), holds the slopes
+        and gates of every step as they are: what W_hh does to the states and through them to the
+        slopes is left out.  None for chains that are not of a trace.
 
     Raises
     ------
@@ -54,7 +53,9 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     Notes
     -----
     d log sigma_1 / d J_r = u_r v_{r-1}' |P(t,r)' u| |P(r-1,s) v| / sigma_1, with the unit vectors
-    u_r pulled back from u and v_r pushed on from v.  Memory 2·(t-s)·N float64.
+    u_r pulled back from u and v_r pushed on from v.  d J_r / d W_hh is the product of two tangents:
+    what u_r, pulled through step r, leaves at W_hh's output, and what v_{r-1}, pushed through it,
+    brings to its input, h or a gated state.  Memory 2·(t-s)·N float64.
 
     Examples
     --------
@@ -84,7 +85,7 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
         )
     by_step = np.exp(pushed[:-1] + pulled[1:] - norm.estimate)
     gradient = None
-    if isinstance(chain, TraceChain) and chain.one_product:
+    if isinstance(chain, TraceChain):
         gradient = chain.weight_gradient(np.arange(s + 1, t + 1), back[1:], ahead[:-1], by_step)
     by_unit = np.abs(back[1:]) * by_step[:, None]
     return Sensitivity(np.arange(s + 1, t + 1), by_step, by_unit, gradient, norm.estimate)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from .curves import Curve, axes, several, stacked
+from .curves import Curve, axes, curve_of, several, stacked, sums
 from .norm import AFFORDABLE, log_norm
 from .products import checked
 from .sweeps import MOST_SWEEPS, SWEEPS, TOL, Sweeps
@@ -20,12 +20,7 @@ _SHORT = 1.0  # and as far above what two half-sweeps find, worth a look
 _FEW = 0.1  # of all windows: more are not mended but all of them solved by sweeps
 
 
-class Map(NamedTuple):
-    """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before.
-
-    Of B chains lower, estimate and upper are (B,M,T+1), delta and worst_error (B,M).
-    """
-
+class _Lags(NamedTuple):
     lags: np.ndarray  # (M,)
     lower: np.ndarray  # (M,T+1)
     estimate: np.ndarray
@@ -34,18 +29,45 @@ class Map(NamedTuple):
     notes: tuple[str, ...]  # how each row was computed
     worst_error: np.ndarray  # (M,)
 
+
+class Map(_Lags):
+    """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before.
+
+    Of B chains lower, estimate and upper are (B,M,T+1), delta and worst_error (B,M).
+    """
+
+    of: list[Chain]  # no part of the tuple
+
+    @property
+    def textbook(self) -> np.ndarray:
+        """Products of norms, nats, as `upper`, found when asked for: see `Curve.textbook`."""
+        t = np.arange(self.upper.shape[-1])
+        rows = np.full((len(self.of), len(self.lags), len(t)), np.nan)
+        for chain, one in zip(self.of, rows, strict=True):
+            starts = t - self.lags[:, None]
+            inside = starts >= 0
+            one[inside] = sums(chain, np.broadcast_to(t, starts.shape)[inside], starts[inside])
+        return rows.reshape(self.upper.shape)
+
     def plot(self, ax: Any = None) -> Any:
-        """Draw the estimates per step of lag as colours, on `ax` or on a new figure."""
+        """Draw the estimates per step of lag as colours, on `ax` or on a new figure.
+
+        A thin line bounds the windows of which textbooks would know that they do not grow.
+        """
         ax = axes(ax)
-        rate = self.estimate / self.lags[:, None]
+        rate, textbook = self.estimate / self.lags[:, None], self.textbook
         if rate.ndim > 2:  # the mean of all sequences
-            rate = rate.mean(axis=0)
+            rate, textbook = rate.mean(axis=0), textbook.mean(axis=0)
         finite = rate[np.isfinite(rate)]
         most = float(np.abs(finite).max()) if finite.size else 1.0
         picture = ax.imshow(
             rate, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-most, vmax=most,
             extent=(0, rate.shape[1], -0.5, len(self.lags) - 0.5), interpolation="nearest",
         )  # fmt: skip
+        sure = np.ma.masked_array(textbook <= 0, np.isnan(textbook)).astype(float)
+        if len(self.lags) > 1 and 0 < sure.mean() < 1:
+            middles, places = np.arange(rate.shape[1]) + 0.5, np.arange(len(self.lags))
+            ax.contour(middles, places, sure, levels=[0.5], colors="k", linewidths=0.6)
         ax.set_yticks(range(len(self.lags)), [str(lag) for lag in self.lags])
         ax.set(xlabel="step t", ylabel="lag  (steps)")
         ax.figure.colorbar(picture, ax=ax, label="log ||P(t,t-lag)|| / lag  (nats a step)")
@@ -172,7 +194,9 @@ def growth_map(
             one[i, lag:] = y
     notes = tuple(curve.note for curve in curves)
     deltas, errors = np.array([(curve.delta, curve.worst_error) for curve in curves]).T
-    return Map(np.array(wanted), rows[0], rows[1], rows[2], deltas, notes, errors)
+    found = Map(np.array(wanted), rows[0], rows[1], rows[2], deltas, notes, errors)
+    found.of = [chain]
+    return found
 
 
 def _square(chain: Any) -> Chain:
@@ -215,7 +239,7 @@ def _by_sweeps(chain: Chain, lag: int, delta: float, rng: np.random.Generator) -
     lost = int((np.isneginf(lower) & ~np.isneginf(estimate)).sum())
     if lost:
         note += f"; {lost} windows are lost in rounding and lie between -inf and upper"
-    return Curve(firsts + lag, firsts, lower, estimate, upper, delta, note)
+    return curve_of(chain, 0.0, firsts + lag, firsts, lower, estimate, upper, delta, note)
 
 
 def _solved(
@@ -289,7 +313,8 @@ def _by_frames(
     if upper_known.max() > -math.inf:
         note += f"; {len(mended)} windows solved by themselves"
     upper = np.maximum(estimate + error, upper_known)
-    return Curve(firsts + lag, firsts, lower, estimate, upper, math.nan, note, error)
+    fields = (firsts + lag, firsts, lower, estimate, upper, math.nan, note, error)
+    return curve_of(chain, 0.0, *fields)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -1,0 +1,429 @@
+"""Curves, windows and maps of norms: against explicit products."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from products import DTYPES, eps_of, orthogonal, permuted
+from strategies import dtypes, net_cases
+
+import fastbptt as fb
+
+
+@given(st.integers(1, 12), st.integers(1, 25), dtypes(), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_curves_against_the_explicit_products(N, T, dtype, seed):
+    rng = np.random.default_rng(seed)
+    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
+    chain, wide = fb.MatrixChain(J), J.astype(float)
+    s = int(rng.integers(0, T + 1))
+    for probes in (3, N):
+        curve = fb.growth_from(chain, s, probes=probes, delta=1e-9)
+        exact = np.array([0.0, *reference.curve_of_log_norms(wide[s:])])
+        near = 30 * eps_of(dtype, T, N)
+        assert_allclose(curve.t, np.arange(s, T + 1))
+        assert (curve.lower <= exact + near).all()
+        assert (curve.upper >= exact - near).all()
+        assert (curve.lower <= curve.estimate).all()
+        assert (curve.estimate <= curve.upper).all()
+        if probes >= N:
+            assert_allclose(curve.lower, exact, atol=near)
+        back = fb.growth_to(chain, s, probes=probes, delta=1e-9)
+        exact = [reference.log_norm_of_product(wide[r:s]) for r in range(s, -1, -1)]
+        assert (back.lower <= np.array(exact) + near).all()
+        assert (back.upper >= np.array(exact) - near).all()
+    u = rng.normal(size=N).astype(dtype)
+    by_lag, now = [math.log(np.linalg.norm(u))], u.astype(float)
+    for step in wide[::-1]:
+        now = step.T @ now
+        by_lag.append(math.log(np.linalg.norm(now)))
+    assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
+
+
+@pytest.mark.parametrize("peak", [1e-300, 1e-170, 1.0, 1e160, 1e308])
+def test_cotangents_whose_squares_are_no_numbers(peak):
+    chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    exact = math.log(peak) + 0.5 * math.log(2) - math.log(2) * np.arange(11)
+    got = fb.growth_to(chain, cotangent=np.array([peak, 0, -peak, 0]))
+    assert_allclose(got.estimate, exact, rtol=1e-12)
+
+
+def test_curves_of_a_batch_are_those_of_its_sequences():
+    rng = np.random.default_rng(31)
+    x = rng.normal(size=(40, 3, 2)).astype(np.float32)
+    trace = fb.GRU(2, 6, rng=0).trace(x)
+    chains = [trace.chain(b) for b in range(3)]
+    cotangents = rng.normal(size=(3, 6)).astype(np.float32)
+    for both, one in (
+        (fb.growth_from(chains, 4), lambda b: fb.growth_from(chains[b], 4)),
+        (fb.growth_to(chains, 30), lambda b: fb.growth_to(chains[b], 30)),
+        (
+            fb.growth_to(chains, cotangent=cotangents),
+            lambda b: fb.growth_to(chains[b], cotangent=cotangents[b]),
+        ),
+        (fb.growth_window(chains, 5), lambda b: fb.growth_window(chains[b], 5)),
+        (fb.growth_map(chains), lambda b: fb.growth_map(chains[b])),
+    ):
+        for name in ("lower", "estimate", "upper", "worst_error", "delta", "textbook"):
+            values = getattr(both, name)
+            for b in range(3):
+                own = values if np.ndim(values) == 0 else values[b]
+                np.testing.assert_array_equal(own, getattr(one(b), name))
+        if pytest.importorskip("matplotlib"):
+            assert both.plot().get_xlabel()
+    with pytest.raises(ValueError, match="equally long, got lengths"):
+        fb.growth_from([chains[0], fb.MatrixChain(np.zeros((5, 3, 3)))])
+    with pytest.raises(ValueError, match="cotangent: expected 3"):
+        fb.growth_to(chains, cotangent=cotangents[:2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_curves_where_the_leading_direction_changes(dtype):
+    J, _ = permuted(300, 24, np.random.default_rng(32))
+    J, at, total = J.astype(dtype), np.arange(24), np.zeros(24)
+    exact = [0.0]
+    for step in J:
+        after = step[:, at].argmax(axis=0)
+        total = total + np.log(step[after, at].astype(float))
+        at = after
+        exact.append(total.max())
+    near = 300 * np.finfo(dtype).eps * 16
+    curve = fb.growth_from(fb.MatrixChain(J), delta=1e-9)
+    assert (curve.lower <= exact + near * np.ones(301)).all()
+    assert (curve.upper >= exact - near * np.ones(301)).all()
+    whole = fb.growth_from(fb.MatrixChain(J), probes=24)
+    assert_allclose(whole.estimate, exact, atol=near)
+
+
+@pytest.mark.parametrize("method", ["frames", "sweeps", "auto"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_against_the_explicit_products(method, dtype):
+    rng = np.random.default_rng(6)
+    T, N = 150, 24
+    J = (rng.normal(size=(T, N, N)) / np.sqrt(N)).astype(dtype)
+    chain = fb.MatrixChain(J)
+    worst = {}
+    for lag in (1, 2, 20, 60, 100, T):
+        if method == "frames" and lag < 20:
+            continue
+        curve = fb.growth_window(chain, lag, method=method)
+        exact = np.array(
+            [reference.log_norm_of_product(J[s : s + lag].astype(float)) for s in curve.s]
+        )
+        assert_allclose(curve.t - curve.s, lag)
+        near = 30 * eps_of(dtype, T, N)
+        assert (curve.lower <= exact + near).all()
+        worst[lag] = np.abs(curve.estimate - exact).max()
+        if method != "frames":
+            assert worst[lag] < 0.03 + near
+            assert (curve.upper >= exact - 0.03 - near).all()
+    if method == "frames":  # the error falls with the lag, as exp(-(l_1 - l_{k+1}) lag)
+        assert worst[20] > worst[60] > worst[100] - 1e-6
+        assert worst[100] < 2e-3
+
+
+def cases_of_no_gap():
+    """Chains whose windows lead where the whole chain does not, and a lag of each."""
+    rng = np.random.default_rng(29)
+    N = 24
+    turns = np.stack([orthogonal(N, rng) for _ in range(150)])
+    still = np.stack([0.9 * np.eye(N) for _ in range(300)])
+    still[140:150, 5, 5] = math.exp(2)  # a burst in a subspace of its own
+    net = fb.RNN(3, N, dtype=np.float64, rng=0)
+    net.weight_hh_l0 = np.diag(np.linspace(1, 0.2, N))
+    chain = net.trace(3 * rng.normal(size=(300, 3))).chain()
+    return {
+        "permuted diagonals": (permuted(400, N, rng)[0], 150),
+        "jordan": (np.stack([0.97 * np.eye(N) + np.eye(N, k=1)] * 300), 60),
+        "two halves": (
+            np.concatenate([rng.normal(size=(150, N, N)) / np.sqrt(N), turns]), 60
+        ),
+        "units alone": (np.stack([chain.matrix(t + 1, t) for t in range(300)]), 30),
+        "burst": (still, 40),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name", ["permuted diagonals", "jordan", "two halves", "units alone", "burst"]
+)
+def test_windows_that_a_frame_of_the_whole_chain_does_not_see(name, dtype):
+    J, lag = cases_of_no_gap()[name]
+    J = J.astype(dtype)
+    some = np.arange(0, len(J) + 1 - lag, 7)
+    near = 16 * lag * np.finfo(dtype).eps
+    exact = np.array(
+        [fb.log_singular_values(fb.MatrixChain(J[s : s + lag].astype(float)))[0] for s in some]
+    )
+    got = fb.growth_window(fb.MatrixChain(J), lag)
+    assert (got.lower[some] <= exact + near).all()
+    assert (got.upper[some] >= exact - near).all()
+    assert np.abs(got.estimate[some] - exact).max() < 0.1
+    frames = fb.growth_window(fb.MatrixChain(J), lag, method="frames")
+    assert np.isfinite(frames.estimate).all()
+    assert math.isnan(frames.delta) == frames.note.startswith("two passes")
+
+
+def test_a_burst_in_a_long_good_chain_is_mended():
+    """A few windows of thousands: 16 drawn at random would not meet them."""
+    rng = np.random.default_rng(30)
+    T, lag = 6000, 80
+    J = np.zeros((T, 20, 20))
+    J[:, :19, :19] = rng.normal(size=(T, 19, 19)) / np.sqrt(19)
+    J[:, 19, 19] = 0.5
+    J[3000:3020, 19, 19] = math.exp(6)
+    got = fb.growth_window(fb.MatrixChain(J), lag)
+    assert got.note.startswith("two passes")
+    assert "solved by themselves" in got.note
+    assert got.worst_error < 0.01
+    for s in (2700, 2925, 2940, 2960, 2990, 3015):
+        exact = reference.log_norm_of_product(J[s : s + lag])
+        assert abs(got.estimate[s] - exact) < 0.02
+        assert got.upper[s] >= exact - 1e-6
+
+
+def test_more_probes_make_frames_better():
+    rng = np.random.default_rng(7)
+    J = rng.normal(size=(200, 32, 32)) / np.sqrt(32)
+    exact = np.array([reference.log_norm_of_product(J[s : s + 25]) for s in range(176)])
+    errors = [
+        np.median(
+            np.abs(
+                fb.growth_window(fb.MatrixChain(J), 25, method="frames", probes=k).estimate - exact
+            )
+        )
+        for k in (2, 6, 16)
+    ]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_a_map_holds_the_windows_of_each_lag():
+    rng = np.random.default_rng(8)
+    J = rng.normal(size=(64, 6, 6)) / 2
+    chain = fb.MatrixChain(J)
+    found = fb.growth_map(chain)
+    assert found.lags.tolist() == [1, 2, 4, 8, 16, 32, 64]
+    for i, lag in enumerate(found.lags):
+        assert np.isnan(found.estimate[i, :lag]).all()
+        exact = [reference.log_norm_of_product(J[s : s + lag]) for s in range(65 - lag)]
+        assert_allclose(found.estimate[i, lag:], exact, atol=0.02)
+        bounds = [chain.step_bounds()[s : s + lag].sum() for s in range(65 - lag)]
+        assert np.isnan(found.textbook[i, :lag]).all()
+        assert_allclose(found.textbook[i, lag:], bounds, rtol=1e-12)
+        assert_allclose(fb.growth_window(chain, int(lag)).textbook, bounds, rtol=1e-12)
+    assert fb.growth_map(chain, [3, 5]).lags.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_error_of_frames_falls_with_the_gap_to_the_next_exponent(k):
+    """As exp(-(l_1 - l_{k+1}) lag), the exponents Newman's."""
+    rng = np.random.default_rng(33)
+    N, T = 12, 3000
+    J = rng.normal(size=(T, N, N)) / np.sqrt(N)
+    chain = fb.MatrixChain(J)
+    psi = {1: -0.5772156649015329 - 2 * math.log(2), 2: -0.5772156649015329}
+    for n in range(3, N + 1):
+        psi[n] = psi[n - 2] + 2 / (n - 2)
+    gap = (psi[N] - psi[N - k]) / 2
+    lags = np.arange(10, 31, 5)
+    errors = []
+    for lag in lags:
+        exact = fb.growth_window(chain, int(lag), method="sweeps")
+        found = fb.growth_window(chain, int(lag), method="frames", probes=k)
+        apart = np.abs(found.estimate - (exact.lower + exact.upper) / 2)
+        errors.append(np.log(np.maximum(apart, 1e-12)).mean())
+    slope = np.polyfit(lags, errors, 1)[0]
+    assert -2.5 * gap < slope < -0.6 * gap
+
+
+def test_the_gradient_by_lag_is_bptts():
+    """growth_to with the user's dL/dh_T is the norm of dL/dh_s that BPTT finds."""
+    rng = np.random.default_rng(17)
+    for kind in ("RNN", "LSTM"):
+        net = getattr(fb, kind)(3, 24, dtype=np.float64, rng=0)
+        trace = net.trace(rng.normal(size=(40, 3)))
+        d_output = np.zeros_like(trace.output)
+        d_output[-1] = rng.normal(size=24)
+        per_step = trace.backward(d_output, per_step=True).per_step
+        parts = [per_step[name][0] for name in per_step]
+        cotangent = np.concatenate([d_output[-1], np.zeros(24 * (kind == "LSTM"))])
+        chain = trace.chain()
+        pulled = chain.rmatvec(40, 0, cotangent)
+        d_begin = trace.backward(d_output).state
+        whole = np.concatenate([np.ravel(part) for part in np.atleast_2d(np.squeeze(d_begin))])
+        assert_allclose(pulled, whole, atol=1e-12)
+        got = fb.growth_to(chain, cotangent=cotangent)
+        assert_allclose(got.estimate[-1], math.log(np.linalg.norm(whole)), atol=1e-10)
+        if kind == "RNN":  # an LSTM's dL/dc_t of per_step holds what came by h_t already
+            exact = np.log([np.linalg.norm(part) for part in parts[0][::-1]])
+            assert_allclose(got.estimate[:-1], exact, atol=1e-10)
+
+
+@given(net_cases(most=9, both_ways=False, ragged=False, scales=(1.0, 10.0)), dtypes())
+@settings(max_examples=40, deadline=None)
+def test_textbook_bounds_of_curves_lie_above(case, dtype):
+    """Of every cell and depth, sums of what bounds each step, and above the explicit norms."""
+    T, B, I, H = case.shape
+    assume(T > 0 and B > 0)
+    params = {name: y.astype(dtype) for name, y in case.params.items()}
+    bias = "bias_ih_l0" in params
+    net = getattr(fb, case.kind)(I, H, case.num_layers, bias=bias, dtype=dtype, **case.options)
+    net.load_state_dict(params)
+    state = tuple(part.astype(dtype) for part in case.state)
+    chain = net.trace(case.x.astype(dtype), state if len(state) > 1 else state[0]).chain()
+    wide = tuple(part.astype(float) for part in state)
+    record = reference.net_forward(
+        {name: y.astype(float) for name, y in params.items()}, case.x.astype(dtype).astype(float),
+        wide, case.kind, case.options, case.num_layers,
+    )  # fmt: skip
+    J = reference.jacobians(record, 0)
+    near = (1 + T) * eps_of(dtype, T, J.shape[1])
+    steps = chain.step_bounds()
+    assert (steps >= [reference.log_norm_of_product(step[None]) - near for step in J]).all()
+    curve, back = fb.growth_from(chain, 0), fb.growth_to(chain)
+    assert (curve.textbook >= [0.0, *(reference.curve_of_log_norms(J) - near)]).all()
+    assert_allclose(curve.textbook, [0.0, *np.cumsum(steps)], atol=1e-9)
+    assert_allclose(back.textbook, [0.0, *np.cumsum(steps[::-1])], atol=1e-9)
+    if case.kind == "RNN" and case.num_layers == 1:
+        w = params["weight_hh_l0"].astype(float)
+        a = reference.rnn_forward(
+            {name: y.astype(float) for name, y in params.items()},
+            case.x.astype(dtype).astype(float), wide[0][0], case.options["nonlinearity"],
+        )[1][:, 0]  # fmt: skip
+        with np.errstate(divide="ignore"):
+            slope = np.log(reference.SLOPE[case.options["nonlinearity"]](a).max(axis=1))
+        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=10 * near)
+        assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + near).all()
+
+
+def nets_at_rest():
+    """Nets whose states are zero: their J by hand, with norms for weights; zero biases."""
+    half, w, x = 0.5, 3.0, 2.0  # of each gate, of W_hh and of W_ih
+    return {
+        ("RNN", 1): [[w]],
+        ("RNN", 2): [[w, 0], [x * w, w]],
+        ("GRU", 1): [[half + half * half * w]],
+        ("MGU", 1): [[half + half * half * w]],
+        ("LSTM", 1): [[half * half * w, half * half], [half * w, half]],
+    }
+
+
+@pytest.mark.parametrize(("kind", "L"), nets_at_rest())
+def test_textbook_bounds_of_nets_at_rest(kind, L):
+    rng = np.random.default_rng(35)
+    net = getattr(fb, kind)(2, 5, L, dtype=np.float64, bias=False, rng=0)
+    state = net.state_dict()
+    for name, y in state.items():
+        size = 3.0 if "hh" in name else 2.0
+        gates = rng.normal(size=(len(y) // 5, 5, y.shape[1]))
+        norms = np.linalg.norm(gates, 2, axis=(1, 2), keepdims=True)
+        state[name] = (size * gates / norms).reshape(y.shape)
+    net.load_state_dict(state)
+    exact = math.log(np.linalg.norm(nets_at_rest()[kind, L], 2))
+    assert_allclose(net.trace(np.zeros((4, 2))).chain().step_bounds(), exact, rtol=1e-12)
+
+
+class _Hidden(fb.Chain):
+    """A chain of matrices that shows no more of them than the protocol does."""
+
+    def __init__(self, J):
+        self._chain = fb.MatrixChain(J)
+        self.dtype = self._chain.dtype
+
+    def __len__(self):
+        return len(self._chain)
+
+    def size(self, t):
+        return self._chain.size(t)
+
+    def push(self, s, t, rows):
+        return self._chain.push(s, t, rows)
+
+    def pull(self, t, s, rows):
+        return self._chain.pull(t, s, rows)
+
+
+def test_textbook_bounds_of_matrices():
+    """The lesser of two norms no less than the spectral one; what is no number stays none."""
+    rng = np.random.default_rng(36)
+    J = rng.normal(size=(9, 4, 4))
+    J[2] = np.diag([1e200, 1.0, 2.0, 3.0])
+    J[3] = 1e-200 * orthogonal(4, rng)
+    J[5] = 0
+    exact = [
+        min(
+            np.linalg.norm(step / (scale := 2.0**400 if step.max() > 1e100 else 2.0**-300)) * scale,
+            math.sqrt(np.abs(step).sum(axis=0).max()) * math.sqrt(np.abs(step).sum(axis=1).max()),
+        )
+        for step in J
+    ]  # fmt: skip
+    with np.errstate(divide="ignore"):
+        exact = np.log(exact)
+    u = np.array([3.0, 0, 0, -4.0])
+    for chain in (fb.MatrixChain(J), _Hidden(J)):
+        assert_allclose(chain.step_bounds(), exact, rtol=1e-12)
+        curve = fb.growth_to(chain, 5, u)
+        assert_allclose(curve.textbook, math.log(5) + np.cumsum([0, *exact[4::-1]]), rtol=1e-12)
+        assert (curve.textbook >= curve.upper - 1e-9).all()
+        assert (fb.growth_to(chain, 5, 0 * u).textbook == -np.inf).all()
+        windows = fb.growth_window(chain, 2, method="sweeps").textbook
+        assert np.isneginf(windows).tolist() == [s in (4, 5) for s in range(8)]
+        assert_allclose(windows[6:], [exact[6] + exact[7], exact[7] + exact[8]], rtol=1e-12)
+    J[1, 0, 0], J[7, 1, 1] = np.inf, np.nan
+    windows = fb.growth_window(fb.MatrixChain(J), 2, method="sweeps").textbook
+    assert np.isposinf(windows).tolist() == [s in (0, 1) for s in range(8)]
+    assert np.isnan(windows).tolist() == [s in (6, 7) for s in range(8)]
+    rectangular = [rng.normal(size=(3, 2)), rng.normal(size=(5, 3))]
+    whole = fb.growth_from(fb.MatrixChain(rectangular))
+    assert whole.textbook[-1] >= math.log(np.linalg.norm(rectangular[1] @ rectangular[0], 2))
+    net = fb.RNN(2, 3, rng=0)
+    net.weight_hh_l0 = np.full((3, 3), np.nan, np.float32)
+    assert np.isnan(net.trace(np.zeros((4, 2), np.float32)).chain().step_bounds()).all()
+
+
+def test_plots():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    chain = fb.MatrixChain(np.random.default_rng(22).normal(size=(40, 4, 4)))
+    for one in (
+        fb.growth_from(chain), fb.growth_to(chain), fb.growth_window(chain, 3),
+        fb.growth_map(chain), fb.lyapunov_spectrum(chain),
+    ):  # fmt: skip
+        assert one.plot().get_xlabel()
+    curve = fb.growth_window(chain, 3)
+    lines = {line.get_label(): line.get_ydata() for line in curve.plot().lines}
+    assert_allclose(lines["textbook bound"], curve.textbook)
+    bounded = fb.growth_map(fb.MatrixChain(np.concatenate([chain._J, 0.1 * np.array(chain._J)])))
+    assert any("Contour" in type(part).__name__ for part in bounded.plot().collections)
+
+
+def test_windows_on_a_frame_of_the_whole_space():
+    """Then what P does to the frame is what it does: `lower` is the norm, in every stretch."""
+    rng = np.random.default_rng(26)
+    J = 0.9 * (np.eye(4) + 0.2 * rng.normal(size=(120, 4, 4)))  # all rates near one another
+    curve = fb.growth_window(fb.MatrixChain(J), 30, method="frames", probes=4)
+    assert curve.note.startswith("two passes")
+    exact = np.array([reference.log_norm_of_product(J[s : s + 30]) for s in range(91)])
+    assert_allclose(curve.lower, exact, atol=0.03)
+    assert (curve.lower <= exact + 1e-9).all()
+
+
+@pytest.mark.parametrize("nats", [30, -30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_sudden_change_of_rate(nats, dtype):
+    """Stretches have become long when a few steps leave the range of float32, or of float64."""
+    rng = np.random.default_rng(27)
+    turn = orthogonal(5, rng)
+    rates = np.repeat([0, nats, 0], [600, 40, 100])
+    chain = fb.MatrixChain((np.exp(rates)[:, None, None] * turn).astype(dtype))
+    assert_allclose(fb.log_norm(chain).estimate, 40 * nats, atol=0.01)
+    curve = fb.growth_from(chain)
+    assert_allclose(curve.lower[-41:], 40 * nats, atol=0.01)
+    windows = fb.growth_window(chain, 60)
+    assert_allclose(
+        windows.estimate.max() if nats > 0 else windows.estimate.min(), 40 * nats, atol=0.02
+    )
