@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.extending import overload
 
@@ -99,12 +99,18 @@ def kernel(
 ) -> Any:
     """Compile `func` on its first call; `exact` keeps the written order of every sum.
 
-    `inlined` kernels become part of whoever calls them.
+    `inlined` kernels become part of whoever calls them.  A 0 in a call is an integer like any
+    other: Numba would compile the kernel once more for it, which took a seventh of a cold start.
     """
     if func is None:
         return functools.partial(kernel, exact=exact, inlined=inlined)
     dispatcher = njit(**(_EXACT_FLAGS if exact else _FLAGS), forceinline=inlined)(func)
     dispatcher._cache = _PackageCache(func)
+    template = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: template(
+        [types.unliteral(arg) for arg in args],
+        {name: types.unliteral(arg) for name, arg in kws.items()},
+    )
     return dispatcher
 
 

@@ -171,8 +171,6 @@ def backward(cell, dy, m, d, starts, width, span, team):
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
     w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
-    # No literals: for them Numba would compile the products anew, an eighth of a cold start.
-    one, inputs = max(1, 0 * Ip), part(0, 1, Ip, 1)
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
@@ -232,7 +230,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
             target = rows(d.dx, (starts[own0 + 1] - N) * stride, stride)
             span = (own0, own1, b0, b1)
             K = n.x * Hp
-            matmul_steps(source, w_ih, K, width, Ip, one, zeros, target, starts, span, inputs)
+            matmul_steps(source, w_ih, K, width, Ip, 1, zeros, target, starts, span, (0, Ip))
     source = rows(d.da, b0 * wide + n.first * Hp, wide)
     dh = rows(d.dh, b0 * Hp + u0, Hp)
     M = active(starts, t0, b0, b1)
