@@ -151,6 +151,10 @@ if hasattr(os, "sched_getaffinity"):  # Linux
     _current_core: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
     _give_way: Callable[[], int] = ctypes.CDLL(None).sched_yield
 
+    def _keep_to(cores: set[int]) -> None:
+        with contextlib.suppress(OSError):  # speed alone depends on it, and a sandbox may forbid it
+            os.sched_setaffinity(0, cores)
+
     @contextlib.contextmanager
     def _apart(taken: set[int], allowed: set[int]) -> Iterator[None]:
         """This thread keeps off the cores `taken` if others are `allowed`, and takes its own.
@@ -159,11 +163,11 @@ if hasattr(os, "sched_getaffinity"):  # Linux
         milliseconds with the other cores idle.
         """
         try:
-            os.sched_setaffinity(0, allowed - taken or allowed)
+            _keep_to(allowed - taken or allowed)
             taken.add(_current_core())
             yield
         finally:
-            os.sched_setaffinity(0, allowed)
+            _keep_to(allowed)
 
     @contextlib.contextmanager
     def _cores() -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:

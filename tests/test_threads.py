@@ -106,8 +106,7 @@ def test_an_error_in_a_worker_reaches_the_caller():
         threads.share(fail, np.ones(2), 1e9)
 
 
-@pytest.mark.usefixtures("every_call_is_shared")
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux knows affinities")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="issue 5: Linux has them")
 @pytest.mark.parametrize("fails", [False, True])
 def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
     allowed, seen = os.sched_getaffinity(0), {}
@@ -134,6 +133,17 @@ def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
     assert all(one.result() == allowed for one in left)
 
 
+def test_a_sandbox_that_forbids_affinities_costs_speed_alone(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden, raising=False)
+    done = []
+    threads.side_by_side([lambda: done.append(0), lambda: done.append(1)])
+    assert sorted(done) == [0, 1]
+
+
+@pytest.mark.usefixtures("every_call_is_shared")
 def test_another_thread_shares_nothing_and_gets_the_same_bits():
     fb.set_num_threads(2)
     wanted, got = work(), {}

@@ -63,10 +63,8 @@ def _read_only(weights: np.ndarray) -> np.ndarray:
 
 def pack(*blocks: np.ndarray) -> np.ndarray:
     """Matrices (N,K) of any layout -> the panels of one after the other, flat, padded(N)·K each."""
-    dtype, sizes = (
-        blocks[0].dtype,
-        [padded(len(block), blocks[0].dtype) * block.shape[1] for block in blocks],
-    )
+    dtype = blocks[0].dtype
+    sizes = [padded(len(block), dtype) * block.shape[1] for block in blocks]
     panels, origin = aligned((sum(sizes),), dtype), 0
     for block, size in zip(blocks, sizes, strict=True):
         _pack(_read_only(block), lanes(dtype), panels, origin)
