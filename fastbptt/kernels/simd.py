@@ -356,6 +356,14 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
             none = i64(0)
             if transposed:
                 firsts = [none]
+                fetch = cgutils.get_or_insert_function(
+                    builder.module,
+                    ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), i32, i32, i32]),
+                    "llvm.prefetch.p0i8",
+                )
+                for pointer in registers(s, lds):  # long before they are added to
+                    place = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+                    builder.call(fetch, [place, i32(1), i32(3), i32(1)])
                 (total,) = loop.run(none, K, [zeros], one_step)
                 other = loaded(registers(s, lds))
             else:
