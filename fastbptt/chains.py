@@ -332,6 +332,18 @@ class MatrixChain(CompiledChain):
             whole = stacked if stacked is not None else np.stack(self._J)
             self._chain = kernels.Matrices(checks.read_only(np.ascontiguousarray(whole)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The matrices once, and not what the kernels read."""
+        whole = self._J if self._chain is None else self._chain.J
+        return {**self.__dict__, "_J": whole, "_chain": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """NumPy's own copies could be written to: the kernels would be compiled for these anew."""
+        self.__dict__.update(state)
+        if isinstance(self._J, np.ndarray):
+            self._chain = kernels.Matrices(checks.read_only(self._J))
+            self._J = list(self._chain.J)
+
     def size(self, t: int) -> int:
         """N_t."""
         return self._sizes[t]

@@ -1,13 +1,15 @@
 """Chains of traces, of dense nets, of matrices and of the user's own: what they apply."""
 
+import copy
 import itertools
 import math
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 import reference
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_equal
 from products import DTYPES, METHODS, eps_of
 from strategies import KINDS
 from tolerances import tolerance
@@ -112,6 +114,25 @@ def test_what_is_no_chain():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_copies_of_a_chain_of_matrices_are_read_only():
+    """Or the kernels would be compiled for them anew; a pickle holds the matrices once."""
+    J = np.random.default_rng(39).normal(size=(50, 8, 8))
+    whole, rectangular = fb.MatrixChain(J), fb.MatrixChain([J[0, :2], J[1, :, :2], J[2, :3]])
+    none = fb.MatrixChain(J[:0])
+    assert len(pickle.dumps(whole)) < 1.1 * J.nbytes + 2000
+    for copied in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        for chain in (whole, rectangular, none):
+            other = copied(chain)
+            assert len(other) == len(chain)
+            assert other.sizes() == chain.sizes()
+            assert_equal(other.matrix(len(chain), 0), chain.matrix(len(chain), 0))
+            assert_equal(other.step_bounds(), chain.step_bounds())
+        kept = copied(whole)
+        assert not kept._chain.J.flags.writeable
+        assert np.shares_memory(kept._chain.J, kept._J[-1])
+        assert np.shares_memory(kept._chain.J, J) == (copied is copy.copy)
 
 
 def test_scipy_takes_the_operator():
