@@ -1,17 +1,20 @@
 """Curves, windows and maps of norms: against explicit products."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import reference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_equal
 from products import DTYPES, eps_of, orthogonal, permuted
 from strategies import dtypes, net_cases
 
 import fastbptt as fb
+from fastbptt.spectral import Curve, NormEstimate
 
 
 @given(st.integers(1, 12), st.integers(1, 25), dtypes(), st.integers(0, 2**32 - 1))
@@ -399,6 +402,104 @@ def test_plots():
     assert_allclose(lines["textbook bound"], curve.textbook)
     bounded = fb.growth_map(fb.MatrixChain(np.concatenate([chain._J, 0.1 * np.array(chain._J)])))
     assert any("Contour" in type(part).__name__ for part in bounded.plot().collections)
+
+
+def results():
+    """Of every kind of chain what knows its chain, and what other results there are."""
+    rng = np.random.default_rng(37)
+    matrices = fb.MatrixChain(rng.normal(size=(20, 4, 4)))
+    hidden = _Hidden(rng.normal(size=(20, 4, 4)))
+    rectangular = fb.MatrixChain([rng.normal(size=(3, 2)), rng.normal(size=(5, 3))])
+    net = fb.LSTM(2, 5, 2, rng=0)
+    trace = net.trace(rng.normal(size=(20, 3, 2)).astype(np.float32))
+    chains = [trace.chain(b) for b in range(3)]
+    stream = fb.JacobianStream(net, probes=3)
+    stream.update(rng.normal(size=(20, 3, 2)).astype(np.float32))
+    of_chains = [
+        fb.growth_from(matrices, 3), fb.growth_to(hidden, cotangent=np.arange(4.0)),
+        fb.growth_from(rectangular), fb.growth_window(chains[0], 4), fb.growth_to(chains),
+        fb.growth_map(matrices), fb.growth_map(chains), fb.log_norm(matrices, 9, 2),
+        fb.log_norm(chains[1]),
+    ]  # fmt: skip
+    others = [
+        stream.result(), fb.lyapunov_spectrum(stream), fb.lyapunov_spectrum(hidden),
+        fb.sensitivity(chains[0]), fb.textbook_bounds(matrices),
+    ]  # fmt: skip
+    return of_chains, others
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda one: pickle.loads(pickle.dumps(one)),
+        lambda one: one._replace(**{one._fields[2]: one[2]}),
+        lambda one: getattr(one, "__replace__", one._replace)(),  # copy.replace
+    ],
+    ids=["copy", "deepcopy", "pickle", "_replace", "replace"],
+)
+def test_copies_of_results_are_whole(copied):
+    of_chains, others = results()
+    for one in (*of_chains, *others):
+        other = copied(one)
+        assert other is not one
+        assert type(other) is type(one)
+        assert_equal(tuple(other), tuple(one))
+        assert repr(other) == repr(one)
+    for one in of_chains:
+        assert_equal(copied(one).textbook, one.textbook)
+        assert copied(one).textbook is not None
+    other = copied(of_chains[-1])
+    chain, t, s = other.of
+    assert_equal(tuple(fb.log_norm(chain, t, s)), tuple(other))
+
+
+def test_results_made_by_hand_have_no_textbook_bound():
+    of_chains, _ = results()
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    for one in of_chains:
+        bare = type(one)(*one)
+        for other in (bare, pickle.loads(pickle.dumps(bare)), bare._replace()):
+            assert other.textbook is None
+        if isinstance(one, NormEstimate):
+            assert str(bare) == str(one)
+            continue
+        drawn, known = bare.plot(), one.plot()
+        assert drawn.get_xlabel() == known.get_xlabel()
+        if isinstance(one, Curve):
+            names = [line.get_label() for line in known.lines]
+            assert any(name.startswith("textbook bound") for name in names)
+            left = [name for name in names if not name.startswith("textbook bound")]
+            assert [line.get_label() for line in drawn.lines][:-1] == left[:-1]  # the last is zero
+        else:
+            assert len(drawn.collections) == 0
+            assert_equal(drawn.images[0].get_array(), known.images[0].get_array())
+
+
+def test_parts_of_a_curve_keep_the_textbook_bounds_that_are_theirs():
+    rng = np.random.default_rng(38)
+    chains = [fb.MatrixChain(rng.normal(size=(20, 4, 4))) for _ in range(2)]
+    both, curve, found = fb.growth_from(chains), fb.growth_from(chains[0]), fb.growth_map(chains[0])
+
+    def cut(one, names, *part):
+        return one._replace(**{name: getattr(one, name)[part] for name in names.split()})
+
+    later = cut(curve, "t s lower estimate upper", slice(5, None))
+    assert_equal(later.textbook, curve.textbook[5:])
+    long = cut(found, "lags lower estimate upper delta worst_error", slice(3, None))
+    assert_equal(long.textbook, found.textbook[3:])
+    for lost in (
+        cut(both, "lower estimate upper worst_error", 0),  # whose is it?
+        curve._replace(t=curve.t + 1),
+        curve._replace(t=curve.t - 1),
+        curve._replace(s=curve.s - 1),
+        cut(found, "lower estimate upper", ..., slice(5, None)),  # of other times
+    ):
+        assert lost.textbook is None
+        if pytest.importorskip("matplotlib"):
+            assert lost.plot().get_xlabel()
 
 
 def test_windows_on_a_frame_of_the_whole_space():

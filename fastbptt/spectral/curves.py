@@ -10,7 +10,7 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.windows import columns, gram, history_norms
 from .factors import expected_shortfall, upper_margin
-from .products import Stretch, carry, checked, orthonormal
+from .products import OfChain, Stretch, carry, checked, orthonormal
 
 
 class _Windows(NamedTuple):
@@ -24,36 +24,47 @@ class _Windows(NamedTuple):
     worst_error: Any = math.nan  # nats, of the windows of two passes that were solved one by one
 
 
-class Curve(_Windows):
+class Curve(OfChain, _Windows):
     """Norms in nats over windows, as an interval each.
 
     `t[i]` and `s[i]` say which P(t,s) row i is; `lower` holds but for rounding, `upper` as `note`
-    says.  Of B chains lower, estimate and upper are (B,n) and worst_error (B,).
+    says.  Of B chains lower, estimate and upper are (B,n) and worst_error (B,).  `_replace`, copies
+    and pickles keep the chains, which may be large; `Curve(*curve)` is one without.
     """
 
-    of: list[tuple[Chain, float]]  # each chain, and what is added to its norms; not of the tuple
+    of: Sequence[tuple[Chain, float]] = ()  # each chain, and what is added to its norms
 
     @property
-    def textbook(self) -> np.ndarray:
+    def textbook(self) -> Any:
         """Products of norms, nats, as `upper`: sums of `Chain.step_bounds`, found when asked for.
 
         They hold but for rounding, whatever the spectrum, and say "exploding" where gradients
         vanish (spectral.md section 5).  One pass over the chain; `textbook_bounds` is tighter.
+        None without a chain for each row of `upper` that has all windows (t,s), so that a curve
+        made by hand has none.
         """
+        inside = [(self.s >= 0) & (self.s <= self.t) & (self.t <= len(one)) for one, _ in self.of]
+        if [one.all() for one in inside] != [True] * math.prod(self.upper.shape[:-1]):
+            return None
         return np.reshape([sums(one, self.t, self.s) + y for one, y in self.of], self.upper.shape)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the interval and the estimate on `ax`, or on a new figure; needs matplotlib."""
+        """Draw interval, estimate and textbook bound, if known, on `ax`, or on a new figure.
+
+        It needs matplotlib.
+        """
         ax = axes(ax)
         one_start, one_end = np.ptp(self.s) == 0, np.ptp(self.t) == 0
         x = self.t - self.s if one_end and not one_start else self.t
-        known = (self.lower, self.estimate, self.upper, self.textbook)
-        rows = [np.atleast_2d(y) for y in known]
-        for b, (lower, estimate, upper, textbook) in enumerate(zip(*rows, strict=True)):
+        textbook = self.textbook
+        rows = [np.atleast_2d(y) for y in (self.lower, self.estimate, self.upper)]
+        for b, (lower, estimate, upper) in enumerate(zip(*rows, strict=True)):
             name = "" if len(rows[0]) == 1 else f" {b}"
             ax.fill_between(x, lower, upper, alpha=0.3, label=f"interval{name}")
             ax.plot(x, estimate, label=f"estimate{name}")
-            ax.plot(x, textbook, color="C3", lw=0.6, label=f"textbook bound{name}")
+            if textbook is not None:
+                bound = np.atleast_2d(textbook)[b]
+                ax.plot(x, bound, color="C3", lw=0.6, label=f"textbook bound{name}")
         ax.axhline(0, color="0.6", lw=0.8)
         name = "lag t - s  (steps)" if one_end and not one_start else "step t"
         ax.set(xlabel=name, ylabel="log ||P(t,s)||  (nats)")

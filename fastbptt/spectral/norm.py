@@ -9,7 +9,16 @@ from .. import checks
 from ..chains import Chain
 from ..kernels.lanczos import bounds
 from .factors import expected_shortfall, room_of, upper_margin
-from .products import Carried, carry, checked, factor, log_norm_of, one_vector, orthonormal
+from .products import (
+    Carried,
+    OfChain,
+    carry,
+    checked,
+    factor,
+    log_norm_of,
+    one_vector,
+    orthonormal,
+)
 from .sweeps import log_norms_of_steps
 
 METHODS = ("auto", "block", "lanczos", "explicit")
@@ -41,14 +50,22 @@ class _Interval(NamedTuple):
     rounding: float  # nats by which passes forward and back disagree, or eps·condition if larger
 
 
-class NormEstimate(_Interval):
-    """What `log_norm` returns; natural logs, so norms are in nats."""
+class NormEstimate(OfChain, _Interval):
+    """What `log_norm` returns; natural logs, so norms are in nats.
 
-    of: tuple[Chain, int, int]  # the chain, t and s; no part of the tuple
+    `_replace`, copies and pickles keep the chain; `NormEstimate(*norm)` is one without.
+    """
+
+    of: tuple[Chain, int, int] | tuple[()] = ()  # the chain, t and s; no part of the tuple
 
     @property
     def textbook(self) -> Any:
-        """`textbook_bounds` of the same product, found when asked for: some 20 passes over it."""
+        """`textbook_bounds` of the same product, found when asked for: some 20 passes over it.
+
+        None without a chain.
+        """
+        if not self.of:
+            return None
         from .sensitivity import textbook_bounds
 
         return textbook_bounds(*self.of)

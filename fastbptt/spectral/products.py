@@ -39,6 +39,22 @@ class Stretch(NamedTuple):
     history: Any  # (steps,k,N) the frame after each step, not orthonormalised; None if not asked
 
 
+class OfChain:
+    """A result that knows, beside its tuple, what chain it is of: copies and pickles hold it too.
+
+    To be named before the NamedTuple whose `_replace` forgets what is no part of the tuple.
+    """
+
+    of: Any = ()  # nothing, of one that was made by hand
+
+    def _replace(self, **changes: Any) -> Any:
+        other = super()._replace(**changes)  # type: ignore[misc]
+        vars(other).update(vars(self))
+        return other
+
+    __replace__ = _replace  # of copy.replace, from Python 3.13 on
+
+
 def checked(chain: Any, square: bool = False) -> Chain:
     """A chain, or TypeError; if `square`, of square Jacobians, or ValueError."""
     if not isinstance(chain, Chain):

@@ -10,7 +10,7 @@ from .. import checks
 from ..chains import Chain
 from .curves import Curve, axes, curve_of, several, stacked, sums
 from .norm import AFFORDABLE, log_norm
-from .products import checked
+from .products import OfChain, checked
 from .sweeps import MOST_SWEEPS, SWEEPS, TOL, Sweeps
 from .two_passes import TwoPasses
 
@@ -30,17 +30,24 @@ class _Lags(NamedTuple):
     worst_error: np.ndarray  # (M,)
 
 
-class Map(_Lags):
+class Map(OfChain, _Lags):
     """Norms in nats by lag and time: row i holds the windows (t - lags[i], t), NaN before.
 
-    Of B chains lower, estimate and upper are (B,M,T+1), delta and worst_error (B,M).
+    Of B chains lower, estimate and upper are (B,M,T+1), delta and worst_error (B,M).  `_replace`,
+    copies and pickles keep the chains, which may be large; `Map(*found)` is one without.
     """
 
-    of: list[Chain]  # no part of the tuple
+    of: Sequence[Chain] = ()  # no part of the tuple
 
     @property
-    def textbook(self) -> np.ndarray:
-        """Products of norms, nats, as `upper`, found when asked for: see `Curve.textbook`."""
+    def textbook(self) -> Any:
+        """Products of norms, nats, as `upper`, found when asked for: see `Curve.textbook`.
+
+        None without a chain of T steps for each map.
+        """
+        *batch, _, states = self.upper.shape
+        if [len(one) + 1 for one in self.of] != [states] * math.prod(batch):
+            return None
         t = np.arange(self.upper.shape[-1])
         rows = np.full((len(self.of), len(self.lags), len(t)), np.nan)
         for chain, one in zip(self.of, rows, strict=True):
@@ -52,10 +59,13 @@ class Map(_Lags):
     def plot(self, ax: Any = None) -> Any:
         """Draw the estimates per step of lag as colours, on `ax` or on a new figure.
 
-        A thin line bounds the windows of which textbooks would know that they do not grow.
+        A thin line, where `textbook` is known, bounds the windows of which it says that they do not
+        grow.
         """
         ax = axes(ax)
         rate, textbook = self.estimate / self.lags[:, None], self.textbook
+        if textbook is None:
+            textbook = np.full(rate.shape, np.nan)
         if rate.ndim > 2:  # the mean of all sequences
             rate, textbook = rate.mean(axis=0), textbook.mean(axis=0)
         finite = rate[np.isfinite(rate)]
