@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cases import QUICK_STEPS, THREADS, Case
-from timing import Fleet
+from timing import Fleet, Pace
 from timing import compare as compare_in_turn
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
     parser.addoption("--full", action="store_true", help="also relu and float64: hours")
     parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
-    parser.addoption("--rounds", type=int, help="of each comparison; 5, or 3 with --short")
+    parser.addoption("--rounds", type=int, help="of a comparison, at least; 5, or 3 with --short")
 
 
 def pytest_configure(config: Any) -> None:
@@ -108,8 +108,10 @@ def compare(
     def run(
         case: Case, threads: int, peer_threads: list[int], rounds: int = rounds, **own: Any
     ) -> None:
+        pace = Pace(rounds)
         if request.config.getoption("--quick"):
-            case, peer_threads, rounds = case.shortened(QUICK_STEPS), peer_threads[-1:], 1
-        compare_in_turn(benchmark, fleet, case, threads, peer_threads, rounds, own)
+            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[-1:]
+            pace = Pace(rounds=1, most=1, turn=0)
+        compare_in_turn(benchmark, fleet, case, threads, peer_threads, pace, own)
 
     return run
