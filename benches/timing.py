@@ -176,9 +176,10 @@ class Fleet:
 
     def close(self) -> None:
         """End the processes."""
-        for process, connection in self._workers.values():
+        for _, connection in self._workers.values():
             connection.send(None)
             connection.close()
+        for process, _ in self._workers.values():
             process.join(10)
 
 
