@@ -54,6 +54,9 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_configure(config: Any) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("markers", "long: a minute or several; left out without --long")
+    # pytest-xdist's own lines say what its workers do
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
+        return
     uncaptured = config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
     with uncaptured():
         watched = sys.stderr.isatty()
