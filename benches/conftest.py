@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cases import QUICK_STEPS, THREADS, Case
-from timing import Fleet
+from timing import Fleet, Pace
 from timing import compare as compare_in_turn
 from tqdm import tqdm
 
@@ -48,12 +48,15 @@ def pytest_addoption(parser: Any) -> None:
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
     parser.addoption("--full", action="store_true", help="also relu and float64: hours")
     parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
-    parser.addoption("--rounds", type=int, help="of each comparison; 5, or 3 with --short")
+    parser.addoption("--rounds", type=int, help="of a comparison, at least; 5, or 3 with --short")
 
 
 def pytest_configure(config: Any) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("markers", "long: a minute or several; left out without --long")
+    # pytest-xdist's own lines say what its workers do
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
+        return
     uncaptured = config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
     with uncaptured():
         watched = sys.stderr.isatty()
@@ -103,13 +106,19 @@ def rounds(request: pytest.FixtureRequest) -> int:
 def compare(
     benchmark: Any, fleet: Fleet, rounds: int, request: pytest.FixtureRequest
 ) -> Callable[..., None]:
-    """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick."""
+    """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick.
+
+    Then the peers have one thread, and are set up once for all numbers of ours.
+    """
 
     def run(
         case: Case, threads: int, peer_threads: list[int], rounds: int = rounds, **own: Any
     ) -> None:
-        if request.config.getoption("--quick"):
-            case, peer_threads, rounds = case.shortened(QUICK_STEPS), peer_threads[-1:], 1
-        compare_in_turn(benchmark, fleet, case, threads, peer_threads, rounds, own)
+        option = request.config.getoption
+        pace = Pace(rounds, enough=1.0) if option("--short") else Pace(rounds)
+        if option("--quick"):
+            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[:1]
+            pace = Pace(rounds=1, most=1, turn=0)
+        compare_in_turn(benchmark, fleet, case, threads, peer_threads, pace, own)
 
     return run

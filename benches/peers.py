@@ -31,6 +31,8 @@ Call = Callable[[], list[Any]]
 Setup = Callable[[Case, Inputs], Call]
 
 
+_CHOICE = 0.1  # seconds of calls of each unroll that jax may have
+
 # f' from h, in the arrays of any library.
 SLOPES: dict[str, Callable[[Any], Any]] = {"tanh": lambda h: 1 - h * h, "relu": lambda h: h > 0}
 
@@ -244,7 +246,9 @@ def _jax_call(case: Case, data: Inputs, function: Callable[..., Any], *rest: Any
 
     def seconds(call: Call) -> float:
         call()  # compiles
-        return min(timeit.repeat(call, number=1, repeat=3))
+        # of three calls the best was often that of the slower unroll, where they take a millisecond
+        calls = max(3, int(_CHOICE / timeit.timeit(call, number=1)))
+        return min(timeit.repeat(call, number=1, repeat=calls))
 
     calls = [partial(call, jax.jit(partial(function, unroll))) for unroll in (1, 8)]
     choice = case.small_steps and case.T > QUICK_STEPS

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from cases import GATES
 from limits import CAPACITY
+from timing import TURN
 
 HERE = pathlib.Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -419,6 +420,8 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     infos = [entry["extra_info"] for entry in report["benchmarks"]]
     measured_peaks = [(info["threads"], info["peak_gflops"]) for info in infos if "H" in info]
     peaks = dict(sorted(measured_peaks))  # the highest of each
+    rounds = sorted(len(info["seconds"]["fastbptt"]) for info in infos if "H" in info)
+    span = " to ".join(str(n) for n in dict.fromkeys(rounds[:1] + rounds[-1:]))
     brand = machine["cpu"].get("brand_raw", machine["processor"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     runs = "; ".join(f"`python -m pytest {shlex.join(part)}`" for part in report["parts"])
@@ -426,9 +429,11 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     parts = [
         f"Measured on {brand}, {machine['cores']} cores, {machine['system']}, Python "
         f"{machine['python_version']}, {versions}, with {runs}. "
-        "All libraries take turns in every round, each in a "
-        "process pinned to its threads; a ratio is the median over the rounds of the peer's time "
-        f"over ours, above 1 where we are faster. FMA peak, by threads: {peak}. jax is jit(vjp), "
+        "All libraries take turns in every round, each in a process pinned to its threads: calls "
+        f"that are not timed, then calls for {1000 * TURN:.0f} ms, or one that takes longer, whose "
+        f"median is the time of the turn. A time is the median over the {span} rounds of a row, a "
+        "ratio the median over its rounds of the peer's time over ours in the same round, above 1 "
+        f"where we are faster. FMA peak, by threads: {peak}. jax is jit(vjp), "
         "`jax expert` has its weight gradients taken out of the scan by hand. Errors are "
         "against float64, relative to the largest element."
     ]

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -33,9 +33,23 @@ from fastbptt.kernels.memory import aligned
 from fastbptt.kernels.panels import panel_matmul
 from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
 
-_WARM = 0.01  # seconds of untimed calls before a timed one: the others' threads stop to spin
+_WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
+TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
 _PEAK_K = 64
 _PEAK_SECONDS = 0.01
+
+
+class Pace(NamedTuple):
+    """How much of a comparison is timed.
+
+    One call of a millisecond says little, and what is cheap may have more rounds: with one call in
+    each of 5 rounds, a row of B = 1 had a ratio of 0.97 in one run and of 1.52 in another.
+    """
+
+    rounds: int  # at least
+    most: int = 15  # of a comparison that has taken less than `enough`
+    enough: float = 3.0  # seconds from the first round on
+    turn: float = TURN  # 0: one call, and none ahead of it
 
 
 @contextlib.contextmanager
@@ -79,17 +93,32 @@ def warm(call: Call, long: bool = False) -> None:
         call()
 
 
+def turn(call: Call, seconds: float, long: bool = False) -> tuple[float, float]:
+    """Seconds of a call, their median over a turn of so many, and the cores that it kept busy."""
+    if seconds:
+        warm(call, long)
+    taken: list[float] = []
+    begin, cpu = time.perf_counter(), time.process_time()
+    while not taken or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    busy = (time.process_time() - cpu) / (time.perf_counter() - begin)
+    return statistics.median(taken), busy
+
+
 def _arrays(results: list[Any]) -> list[np.ndarray]:
     return [np.array(result) for result in results]
 
 
 def _serve(connection: Connection, threads: int) -> None:
-    """The life of a process: set a library up, or time one call of it; None ends it."""
+    """The life of a process: set a library up, or time a turn of it; None ends it."""
     ready: dict[str, tuple[Call, Case]] = {}
     while (message := connection.recv()) is not None:
-        library, case, few = message
+        library, *rest = message
         try:
-            if case is not None:
+            if len(rest) == 2:
+                case, few = rest
                 if library == "torch":
                     import torch
 
@@ -100,13 +129,9 @@ def _serve(connection: Connection, threads: int) -> None:
                 check = call if few == case else setup(few, inputs(few))
                 connection.send(_arrays(check()))
             else:
-                call, timed_case = ready[library]
-                warm(call, timed_case.long)
-                start, cpu = time.perf_counter(), time.process_time()
-                call()
-                seconds = time.perf_counter() - start
-                busy = (time.process_time() - cpu) / seconds
-                connection.send((seconds / timed_case.T, busy))
+                call, case = ready[library]
+                once, busy = turn(call, *rest, case.long)
+                connection.send((once / case.T, busy))
         except Exception:
             connection.send(traceback.format_exc())
 
@@ -145,15 +170,16 @@ class Fleet:
         self._ready[library, threads] = case, error
         return error
 
-    def time(self, library: str, threads: int) -> tuple[float, float]:
-        """Seconds per step of one call of what was set up last, and the cores it kept busy."""
-        return self._ask(library, threads, None, None)
+    def time(self, library: str, threads: int, seconds: float) -> tuple[float, float]:
+        """A turn of what was set up last: seconds per step, and the cores it kept busy."""
+        return self._ask(library, threads, seconds)
 
     def close(self) -> None:
         """End the processes."""
-        for process, connection in self._workers.values():
+        for _, connection in self._workers.values():
             connection.send(None)
             connection.close()
+        for process, _ in self._workers.values():
             process.join(10)
 
 
@@ -216,13 +242,12 @@ def compare(
     case: Case,
     threads: int,
     peer_threads: list[int],
-    rounds: int,
+    pace: Pace,
     own: dict[str, Setup],
 ) -> None:
     """Check every library, then time them in turn; figures per step go to `extra_info`.
 
-    pytest-benchmark times fastbptt; ahead of each of its rounds, in its set-up, everybody else has
-    one.  `own` are further tasks of fastbptt to time beside it.
+    `own` are further tasks of fastbptt to time beside it.  pytest-benchmark is told its turns.
     """
     few = checked(case, "fastbptt")
     setup, data = PEERS[case.task]["fastbptt"], inputs(case)
@@ -238,32 +263,39 @@ def compare(
             errors[name] = fleet.prepare(library, n, case)
 
     call, beside = setup(case, data), {name: make(case, data) for name, make in own.items()}
+    turns: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in (*rivals, *beside)}
     busy_cores: dict[str, float] = {}
     peaks: list[float] = []
 
-    def others() -> None:
+    def one_round() -> None:
         peaks.append(fma_peak(case.dtype, threads))
         for name, rival in rivals.items():
-            once, busy_cores[name] = fleet.time(*rival)
+            once, busy_cores[name] = fleet.time(*rival, pace.turn)
             seconds[name].append(once)
         for name, function in beside.items():
-            warm(function)
-            start = time.perf_counter()
-            function()
-            seconds[name].append((time.perf_counter() - start) / case.T)
-        warm(call, case.long)
+            seconds[name].append(turn(function, pace.turn)[0] / case.T)
+        turns.append(turn(call, pace.turn, case.long)[0])
 
     with pinned(threads):
-        benchmark.pedantic(call, setup=others, rounds=rounds)
-    benchmark.extra_info.update(case._asdict(), kind=case.kind, threads=threads, errors=errors)
+        one_round()
+        end = time.perf_counter() + pace.enough  # the first one may have compiled
+        while len(turns) < pace.rounds or (len(turns) < pace.most and time.perf_counter() < end):
+            one_round()
+        benchmark.pedantic(call, rounds=1)
     if benchmark.enabled:
-        ours = [once / case.T for once in benchmark.stats.stats.data]
-        gflops, peak = case.flops / statistics.median(ours) / 1e9, statistics.median(peaks)
-        benchmark.extra_info.update(
-            seconds={"fastbptt": ours, **seconds},
-            busy_cores=busy_cores,
-            gflops=gflops,
-            peak_gflops=peak,
-            share_of_peak=gflops / peak,
-        )
+        for once in turns:
+            benchmark.stats.update(once)
+    ours = [once / case.T for once in turns]
+    gflops, peak = case.flops / statistics.median(ours) / 1e9, statistics.median(peaks)
+    benchmark.extra_info.update(
+        case._asdict(),
+        kind=case.kind,
+        threads=threads,
+        errors=errors,
+        seconds={"fastbptt": ours, **seconds},
+        busy_cores=busy_cores,
+        gflops=gflops,
+        peak_gflops=peak,
+        share_of_peak=gflops / peak,
+    )

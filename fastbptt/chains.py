@@ -239,14 +239,19 @@ class CompiledChain(Chain):
         """The inverse of `_rows`, for rows (...,M,.)."""
         return rows
 
+    def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
+        """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
+        M, size = len(now), now.size
+        both = aligned((size + M * wide,), self.dtype)
+        return both[:size].reshape(now.shape), both[size:].reshape(M, wide)
+
     def _run(
         self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool
     ) -> Any:
         groups, k, N = rows.shape
         now = self._rows(rows.reshape(groups * k, N))
-        a = aligned((len(now), self._wide), self.dtype)
-        block = kernels.Block(now, aligned(now.shape, self.dtype), a, k)
         kept = aligned((count if record else 0, *now.shape), self.dtype)
+        block = kernels.Block(now, *self._work(now, self._wide), k)
         firsts = np.asarray(firsts, np.int64)
         (kernels.push if forward else kernels.pull)(self._chain, firsts, count, block, kept)
         return self._plain(kept if record else now.reshape(groups, k, -1))

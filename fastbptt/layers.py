@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +13,11 @@ from .kernels.panels import (
     BLOCK,
     GRADIENT_ROWS,
     TURNED,
-    bias_gradient,
     gradient_scratch,
     padded,
-    weight_gradient,
 )
 from .kernels.simd import VECTORS, lanes
-from .kernels.sweeps import CHUNK_ROWS, backward, forward
+from .kernels.sweeps import CHUNK_ROWS, Sums, backward, descend, forward, weight_gradients
 from .kernels.team import ALONE, Team, board
 from .sequences import Sequences
 from .threads import available, share, side_by_side, slices, together
@@ -31,6 +29,7 @@ _CHUNK_BYTES = 1 << 19
 # Chunks for each of several threads before the weight gradients are handed out: the hand-over of
 # one at a time took two threads 8 % of that step, and their caches hold more.
 _CHUNKS_AHEAD = 2
+_CHUNKS_A_CALL = 16  # of a kernel, some tens of ms: Ctrl-C is heard between two
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
 # takes 0.05 us, and to fetch the other's part of h another 0.1.  With 24 KB (a GRU of 64 units) two
 # members took 0.75 us a step and one 0.60.  Where there are rows enough for all threads a team does
@@ -73,54 +72,23 @@ class LayerGradients(NamedTuple):
     steps: tuple[np.ndarray, ...]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
 
 
-class _Product(NamedTuple):
-    """One weight gradient: gradient += da[:, column:]' b[:, k0 : k0 + K]."""
+def _shares(heights: list[tuple[int, int]], cost: float) -> list[np.ndarray]:
+    """`Sums.share` of each thread, for three products of (rows, columns).
 
-    column: int
-    k0: int
-    K: int
-    gradient: np.ndarray
-
-
-class _WeightGradients:
-    """The sums of all weight gradients of a layer and of db, a chunk of da after the other.
-
-    Threads share the units, which are da's: each reads some columns of da, which is wide, and all
-    of the narrow b.
-
-    Attributes
-    ----------
-    threads : int
+    `cost` is the multiply-adds behind them.
     """
-
-    def __init__(self, products: list[_Product], db: np.ndarray, cost: float) -> None:
-        """`cost` is the multiply-adds behind one `add`."""
-        counts = [-(-len(product.gradient) // TURNED) for product in products]
-        shares = slices(np.repeat([product.K for product in products], counts), cost)
-        self._db, self._partial = db, np.empty_like(db)
-        self._works = []  # of each thread: its part of each product, and what it packs into
-        for first, last in shares:
-            origin, parts = 0, []
-            for n, (product, count) in enumerate(zip(products, counts, strict=True)):
-                i0, i1 = (min(max(i - origin, 0), count) * TURNED for i in (first, last))
-                column, k0, K, gradient = product
-                if i1 > i0:
-                    parts.append((n, column + i0, k0, K, gradient[i0:i1]))
-                origin += count
-            self._works.append((parts, gradient_scratch(db.dtype), first == 0))
-        self.threads = len(shares)
-
-    def add(self, chunks: list[tuple[np.ndarray, list[np.ndarray]]]) -> None:
-        """Add da' b for each chunk of da in turn, and the b of each product with it."""
-
-        def sums(parts: list[Any], packed: np.ndarray, first: bool) -> None:
-            for da, factors in chunks:
-                for n, column, k0, K, gradient in parts:
-                    weight_gradient(da, column, factors[n], k0, K, gradient, packed)
-                if first:
-                    bias_gradient(da, self._db, self._partial)
-
-        side_by_side([partial(sums, *work) for work in self._works])
+    counts = [-(-height // TURNED) for height, _ in heights]
+    weights = [K for (_, K), count in zip(heights, counts, strict=True) for _ in range(count)]
+    shares = []
+    for first, last in slices(weights, cost):
+        share, origin = np.zeros((4, 2), np.int64), 0
+        for n, count in enumerate(counts):
+            own = [min(max(i - origin, 0), count) * TURNED for i in (first, last)]
+            share[n] = np.minimum(own, heights[n][0])
+            origin += count
+        share[3, 1] = first == 0
+        shares.append(share)
+    return shares
 
 
 class LayerPass:
@@ -156,7 +124,7 @@ class LayerPass:
         a = aligned((S if kept else 0, width), dtype)
         x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
 
-        steps = 16 * _chunk_steps(N, width, dtype)  # some tens of ms: Ctrl-C is heard between them
+        steps = _CHUNKS_A_CALL * _chunk_steps(N, width, dtype)
         for t0 in range(0, T, steps):
             t1 = min(t0 + steps, T)
 
@@ -208,46 +176,47 @@ class LayerPass:
 
         dw_ih = gradient(0, slots.x, I)
         dw_hh = gradient(slots.first, slots.last, H)
-        from_h = slots.gate if slots.gate > slots.first else slots.last
-        split = (from_h - slots.first) * Hp
-        products = [
-            _Product(slots.first * Hp, 0, H, dw_hh[:split]),
-            _Product(0, 0, I, dw_ih),
-        ]
-        if split < len(dw_hh):
-            products.append(_Product(slots.gate * Hp, slots.last * Hp, H, dw_hh[split:]))
         db = np.zeros(slots.last * Hp, dtype)
-        steps = _chunk_steps(N, wide, dtype)
-        longest = sequences.longest
+        steps, longest = _chunk_steps(N, wide, dtype), sequences.longest
         # no later chunk has more rows
-        sums = _WeightGradients(
-            products, db, self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, longest))
-        )
-        ahead = steps * (_CHUNKS_AHEAD * sums.threads if sums.threads > 1 else 1)
-        chunk = aligned((min(ahead, longest) * N, wide), dtype)
+        cost = self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, longest))
+        gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
+        heights = [(len(dw_hh) - gated, H), (len(dw_ih), I), (gated, H)]
+        before = 0 if sequences.dense else min(steps, longest) * N
+        shares = [
+            Sums(
+                dw_ih,
+                dw_hh,
+                db,
+                I,
+                H,
+                share,
+                aligned((before, Hp), dtype),
+                gradient_scratch(dtype),
+                np.empty_like(db),
+            )
+            for share in _shares(heights, cost)
+        ]
+        alone = available(cost) == 1
+        ahead = steps * (_CHUNKS_A_CALL if alone else _CHUNKS_AHEAD * len(shares))
+        chunk = aligned((min(steps if alone else ahead, longest) * N, wide), dtype)
+        d = Adjoints(dh, dc, chunk, dx, step_h, step_c)
         memory = Memory(self.h, self.c, self._a, self._kept)
-        cell, dy = layer.adjoint_cell, checks.read_only(dy)
+        cell, x, dy = layer.adjoint_cell, self.x, checks.read_only(dy)
         for t1 in range(longest, 0, -ahead):
             t0 = max(0, t1 - ahead)
-            s0 = int(starts[t0 + 1])
-            d = Adjoints(dh, dc, chunk[: int(starts[t1 + 1]) - s0], dx, step_h, step_c)
+            if alone:
+                span = (t0, t1, 0, N)
+                descend(cell, dy, x, memory, d, shares[0], starts, lanes(dtype), span, steps, ALONE)
+                continue
 
-            def rows(
-                b0: int, b1: int, d: Adjoints = d, t0: int = t0, t1: int = t1
-            ) -> Callable[[Team], None]:
+            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
                 span = (t0, t1, b0, b1)
                 return lambda team: backward(cell, dy, memory, d, starts, lanes(dtype), span, team)
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
-            chunks = []
-            for end in range(t1, t0, -steps):
-                begin = max(t0, end - steps)
-                r0, r1 = int(starts[begin + 1]), int(starts[end + 1])
-                factors = [self.h[sequences.before(begin, end)], self.x[r0 - N : r1 - N]]
-                if len(products) > len(factors):
-                    factors.append(self._a[r0 - N : r1 - N])
-                chunks.append((d.da[r0 - s0 : r1 - s0], [checks.read_only(b) for b in factors]))
-            sums.add(chunks)
+            add = partial(weight_gradients, cell, x, memory, chunk)
+            side_by_side([partial(add, share, starts, (t0, t1), steps) for share in shares])
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,

@@ -140,15 +140,6 @@ class Sequences:
         pieces = np.flatnonzero(self.lengths)
         return pieces, self.starts[self.lengths[pieces]] + pieces - self.N
 
-    def before(self, t0: int, t1: int) -> np.ndarray | slice:
-        """The rows of the states that the steps t0 .. t1-1 begin with."""
-        starts = self.starts
-        if self.dense:
-            return slice(starts[t0], starts[t1])
-        counts = np.diff(starts[t0 + 1 : t1 + 2])
-        inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(starts[t0:t1], counts) + inside
-
 
 def _pieces(
     until: np.ndarray, reset: np.ndarray | None

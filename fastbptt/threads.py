@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -113,7 +113,7 @@ def available(cost: float) -> int:
     return get_num_threads() if cost >= _WORTH_SHARING and main else 1
 
 
-def slices(weights: np.ndarray, cost: float) -> list[tuple[int, int]]:
+def slices(weights: Sequence[float] | np.ndarray, cost: float) -> list[tuple[int, int]]:
     """Slices [first, last) of range(len(weights)), one for each thread, of about the same sum.
 
     `cost` is the multiply-adds of all the work.

@@ -168,8 +168,8 @@ class TraceChain(CompiledChain):
         Returns (n,L,slots,H) in float64: tangents of what each slot holds, or cotangents.
         """
         now, L = self._rows(rows), self._chain.layers
-        a = aligned((len(now), L * self._wide), self.dtype)
-        block = kernels.Block(now, aligned(now.shape, self.dtype), a, 1)
+        after, a = self._work(now, L * self._wide)
+        block = kernels.Block(now, after, a, 1)
         kept = aligned((0, *now.shape), self.dtype)
         (kernels.push if forward else kernels.pull)(self._chain, firsts, 1, block, kept)
         return a.reshape(len(now), L, -1, self._Hp)[..., : self._H].astype(np.float64)

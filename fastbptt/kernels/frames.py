@@ -63,6 +63,33 @@ def orthonormalise(frame, R):
 
 
 @kernel
+def settle(frame, R, e):
+    """`orthonormalise`, unless the frame is not finite, and how far its directions have grown.
+
+    Returns (finite, most, spread, largest) in nats: |log R_ii| at most, of the directions that grew
+    by a finite factor the range of log R_ii and |log R_ii| at most; of those with e > EMPTY.
+    """
+    k, N = frame.shape
+    nothing = frame.dtype.type(0)
+    for i in range(k):
+        for j in range(N):
+            nothing += frame[i, j] * frame.dtype.type(0)
+    if nothing != 0:
+        return False, 0.0, 0.0, 0.0
+    orthonormalise(frame, R)
+    most, low, high = 0.0, math.inf, -math.inf
+    for i in range(k):
+        if e[i] > EMPTY:
+            growth = math.log(abs(R[i, i])) if R[i, i] != 0 else -math.inf
+            most = max(most, abs(growth))
+            if math.isfinite(growth):
+                low, high = min(low, growth), max(high, growth)
+    if high < low:
+        return True, most, 0.0, 0.0
+    return True, most, high - low, max(abs(low), abs(high))
+
+
+@kernel
 def multiply_factor(R, U, e, row):
     """diag(2^e) U <- R diag(2^e) U for upper triangular R, U (k,k); row (k,) is work space."""
     k = R.shape[0]

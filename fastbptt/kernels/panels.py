@@ -269,21 +269,21 @@ def _rows_matmul(A, M, W, K, width, N, S, C):
 
 
 @kernel
-def weight_gradient(da, i0, b, k0, K, gradient, packed):
-    """gradient[i,j] += sum_s da[s,i0+i] b[s,k0+j], j < K.
+def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
+    """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
 
-    da (S,.), b (S,.), gradient (., K in whole panels), packed as `gradient_scratch` makes it.
-    Both operands are packed: rows a power of two apart fall into one set of L1.
-    Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number, not with S.
+    da is an array; b and gradient are `rows`, gradient's of K in whole panels; packed as
+    `gradient_scratch` makes it.  Both operands are packed: rows a power of two apart fall into one
+    set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number,
+    not with that of the rows.
     """
-    S, a_stride = da.shape
-    b_stride = b.shape[1]
-    count, Kp = gradient.shape
+    wide, Kp = da.shape[1], gradient[1]
     panel = packed.shape[2]
     size = GRADIENT_ROWS * panel
     turned = rows(packed, GROUP * size, TURNED)
-    for s0 in range(0, S, GRADIENT_ROWS):
-        n = min(GRADIENT_ROWS, S - s0)
+    for s0 in range(r0, r1, GRADIENT_ROWS):
+        n = min(GRADIENT_ROWS, r1 - s0)
+        origin = (s0 - r0) * b[1]
         for p0 in range(0, Kp // panel, GROUP):
             group = min(GROUP, Kp // panel - p0)
             for p in range(group):
@@ -291,38 +291,37 @@ def weight_gradient(da, i0, b, k0, K, gradient, packed):
                 if j + panel <= K:
                     for s in range(n):
                         target = rows(packed, p * size + s * panel, panel)
-                        _copy_panel_row(rows(b, (s0 + s) * b_stride + k0 + j, 0), target)
+                        _copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
                 else:
                     packed[p, :n] = 0
                     for s in range(n):
                         for i in range(K - j):
-                            packed[p, s, i] = b[s0 + s, k0 + j + i]
-            for i in range(0, count, TURNED):
-                if i0 + i + TURNED <= a_stride:
+                            packed[p, s, i] = b[0][origin + s * b[1] + j + i]
+            for i in range(i0, i1, TURNED):
+                if i + TURNED <= wide:
                     for s in range(n):
-                        source = rows(da, (s0 + s) * a_stride + i0 + i, 0)
+                        source = rows(da, (s0 + s) * wide + i, 0)
                         _copy_tile_row(source, shifted(turned, s * TURNED, 0))
                     a = turned
                 else:
-                    a = rows(da, s0 * a_stride + i0 + i, a_stride)
-                for r in range(0, min(TURNED, count - i), ROWS):
+                    a = rows(da, s0 * wide + i, wide)
+                for r in range(0, min(TURNED, i1 - i), ROWS):
                     # all panels for one tile's rows: those of two tiles, a power of two apart,
                     # would drive each other out of L1
                     for p in range(group):
-                        c = rows(gradient, (i + r) * Kp + (p0 + p) * panel, Kp)
-                        height = min(ROWS, count - i - r)
+                        c = shifted(gradient, (i - i0 + r) * Kp + (p0 + p) * panel, Kp)
+                        height = min(ROWS, i1 - i - r)
                         w = rows(packed, p * size, panel)
                         _turned_tile(height, shifted(a, r, a[1]), w, n, c, c)
 
 
 @kernel
-def bias_gradient(da, gradient, partial):
-    """gradient[j] += sum_s da[s,j], in sums of GRADIENT_ROWS rows; partial is scratch alike."""
-    S = da.shape[0]
-    for s0 in range(0, S, GRADIENT_ROWS):
+def bias_gradient(da, r0, r1, gradient, partial):
+    """gradient[j] += sum_s da[s,j], r0 <= s < r1, in sums of GRADIENT_ROWS; partial is scratch."""
+    for s0 in range(r0, r1, GRADIENT_ROWS):
         for j in range(gradient.size):
             partial[j] = 0
-        for s in range(s0, min(s0 + GRADIENT_ROWS, S)):
+        for s in range(s0, min(s0 + GRADIENT_ROWS, r1)):
             for j in range(gradient.size):
                 partial[j] += da[s, j]
         for j in range(gradient.size):

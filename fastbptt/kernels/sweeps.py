@@ -1,7 +1,7 @@
 """The loops over time, forward and backward, blind to the cell (design.md D4).
 
 Only what is sequential stays in the loop over t: the products with the input weights are done for
-a chunk of steps ahead of it and the weight gradients (`panels.weight_gradient`) behind it.
+a chunk of steps ahead of it and the weight gradients (`weight_gradients`) behind it.
 
 Rows.  N sequences lie longest first, and after each other lie the rows of the steps: state t has
 rows starts[t] .. starts[t+1]-1 of h, one for each sequence of at least t steps, so that state 0 has
@@ -10,13 +10,40 @@ equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, and a
 part of their units: then each step ends at a barrier.
 """
 
+from typing import NamedTuple
+
+import numpy as np
+
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
-from .panels import BLOCK, VECTORS, hot_panel_matmul, panel_matmul
+from .panels import (
+    BLOCK,
+    VECTORS,
+    bias_gradient,
+    hot_panel_matmul,
+    panel_matmul,
+    weight_gradient,
+)
 from .simd import line, rows, shifted, whole
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
+
+
+class Sums(NamedTuple):
+    """The gradients of a layer's weights, and what one thread needs to add to its share of them."""
+
+    w_ih: np.ndarray  # (x·Hp, I in whole panels)
+    w_hh: np.ndarray  # ((last - first)·Hp, H in whole panels)
+    bias: np.ndarray  # (last·Hp,)
+    I: int
+    H: int
+    # (4,2): the rows first .. last-1 that are the thread's, of what h, x and the gated state give
+    # and, all or none of them, of the bias
+    share: np.ndarray
+    before: np.ndarray  # (rows of a chunk, Hp), no rows where all lengths are equal
+    packed: np.ndarray  # `panels.gradient_scratch`
+    partial: np.ndarray  # as bias
 
 
 @kernel(inlined=True)
@@ -249,3 +276,70 @@ def _add(dh, b0, dy, s, M, j0, j1):
         total, above = line(dh, (b0 + b) * Hp, "dh"), line(dy, (s + b) * Hp, "dy")
         for j in range(j0, j1):
             total[j] += above[j]
+
+
+@kernel
+def _states_before(h, starts, t0, t1, scratch):
+    """The states that the steps t0 .. t1-1 begin with, as many rows and in the order of the steps'.
+
+    Where no sequence ends among them they lie like that.
+    """
+    Hp = h.shape[1]
+    if starts[t1] - starts[t0] == starts[t1 + 1] - starts[t0 + 1]:
+        return rows(h, starts[t0] * Hp, Hp)
+    r = 0
+    for t in range(t0, t1):
+        for b in range(starts[t + 2] - starts[t + 1]):
+            for j in range(Hp):
+                scratch[r, j] = h[starts[t] + b, j]
+            r += 1
+    return rows(scratch, 0, Hp)
+
+
+@kernel
+def weight_gradients(cell, x, m, da, sums, starts, span, steps):
+    """Add the steps t0 .. t1-1 to a share of the gradients, a chunk of `steps`, the last, at first.
+
+    Rows of da begin with those of step t0.  Threads share the rows of the gradients, which are
+    columns of da: each reads some of da, which is wide, and all of h and x, which are narrow.
+    """
+    t0, t1 = span
+    n = slots(cell)
+    Hp, N, wide_x, wide_a = m.h.shape[1], starts[1], x.shape[1], m.a.shape[1]
+    wide_hh, wide_ih = sums.w_hh.shape[1], sums.w_ih.shape[1]
+    split = n.gate if n.gate > n.first else n.last  # the first slot that the gated state gives to
+    for end in range(t1, t0, -steps):
+        begin = max(t0, end - steps)
+        row = starts[begin + 1] - N
+        r0, r1 = starts[begin + 1] - starts[t0 + 1], starts[end + 1] - starts[t0 + 1]
+        i0, i1 = sums.share[0]
+        if i0 < i1:
+            b = _states_before(m.h, starts, begin, end, sums.before)
+            target, column = rows(sums.w_hh, i0 * wide_hh, wide_hh), n.first * Hp
+            weight_gradient(da, r0, r1, column + i0, column + i1, b, sums.H, target, sums.packed)
+        i0, i1 = sums.share[1]
+        if i0 < i1:
+            b, target = rows(x, row * wide_x, wide_x), rows(sums.w_ih, i0 * wide_ih, wide_ih)
+            weight_gradient(da, r0, r1, i0, i1, b, sums.I, target, sums.packed)
+        i0, i1 = sums.share[2]
+        if i0 < i1:
+            b = rows(m.a, row * wide_a + n.last * Hp, wide_a)
+            first = (split - n.first) * Hp + i0
+            target, column = rows(sums.w_hh, first * wide_hh, wide_hh), split * Hp
+            weight_gradient(da, r0, r1, column + i0, column + i1, b, sums.H, target, sums.packed)
+        if sums.share[3, 1] > 0:
+            bias_gradient(da, r0, r1, sums.bias, sums.partial)
+
+
+@kernel
+def descend(cell, dy, x, m, d, sums, starts, width, span, steps, team):
+    """`backward` and `weight_gradients` for a chunk of `steps` after the other, the last at first.
+
+    For a thread that does all of it: it finds da in its cache, and Python has no turn in between,
+    which would cost a tenth of a step of few flops.  d.da holds one chunk.
+    """
+    t0, t1, b0, b1 = span
+    for end in range(t1, t0, -steps):
+        begin = max(t0, end - steps)
+        backward(cell, dy, m, d, starts, width, (begin, end, b0, b1), team)
+        weight_gradients(cell, x, m, d.da, sums, starts, (begin, end), steps)

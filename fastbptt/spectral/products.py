@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.frames import EMPTY, multiply_factor, orthonormalise
+from ..kernels.frames import EMPTY, multiply_factor, settle
 
 _LONGEST = 256  # steps of a stretch, at most
 _MOST_NUMBERS = 1 << 22  # of a stretch's history
@@ -104,16 +104,10 @@ def carry(
             else:
                 raw = chain.push(at, to, frame) if forward else chain.pull(at, to, frame)
         after = np.array(raw, chain.dtype, order="C")
-        alive = e > EMPTY
-        finite = bool(np.isfinite(after).all())
-        if finite:
-            orthonormalise(after, R)
-            diagonal = np.abs(np.diagonal(R))[alive]
-            with np.errstate(divide="ignore"):
-                growth = np.log(diagonal)
-        elif n == 1:
+        finite, extreme, spread, largest = settle(after, R, e)
+        if not finite and n == 1:
             R[:] = np.triu(np.full((k, k), np.nan))
-        if n > 1 and (not finite or (growth.size and np.abs(growth).max() > limit)):
+        if n > 1 and (not finite or extreme > limit):
             n = max(1, n // 4)
             continue
         if watch is not None:
@@ -122,13 +116,11 @@ def carry(
         if not finite:
             return Carried(np.full_like(after, np.nan), np.full((k, k), np.nan), e)
         frame, at, left = after, to, left - n
-        growth = growth[np.isfinite(growth)]
-        most: float = min(2 * n, _LONGEST)
+        most = min(
+            2 * n, _LONGEST, room * n / max(spread, 1e-9), 0.5 * limit * n / max(largest, 1e-9)
+        )
         if history:
-            most = min(most, max(1, _MOST_NUMBERS // frame.size))
-        if growth.size:
-            spread, largest = float(np.ptp(growth)), float(np.abs(growth).max())
-            most = min(most, room * n / max(spread, 1e-9), 0.5 * limit * n / max(largest, 1e-9))
+            most = min(most, _MOST_NUMBERS / frame.size)
         n = max(1, int(most))
     return Carried(frame, U, e)
 
