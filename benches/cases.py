@@ -120,7 +120,7 @@ CHECKED_STEPS = {"stream": 200}
 # Loops in Python take the same time at every step: fewer steps say as much.
 LOOP_STEPS = 500
 NAIVE_FLOPS = 10**9  # a tenth of a second of loops that nobody has blocked
-NAIVE_CHECKED = 4  # steps
+NAIVE_CHECKED = 16  # steps
 # Of the largest element, over sums of up to T B products in contracting nets.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 

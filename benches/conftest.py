@@ -106,10 +106,7 @@ def rounds(request: pytest.FixtureRequest) -> int:
 def compare(
     benchmark: Any, fleet: Fleet, rounds: int, request: pytest.FixtureRequest
 ) -> Callable[..., None]:
-    """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick.
-
-    Then the peers have one thread, and are set up once for all numbers of ours.
-    """
+    """Measure a case against its peers, as `timing.compare`; a few steps of it if --quick."""
 
     def run(
         case: Case, threads: int, peer_threads: list[int], rounds: int = rounds, **own: Any
@@ -117,7 +114,7 @@ def compare(
         option = request.config.getoption
         pace = Pace(rounds, enough=1.0) if option("--short") else Pace(rounds)
         if option("--quick"):
-            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[:1]
+            case, peer_threads = case.shortened(QUICK_STEPS), peer_threads[-1:]
             pace = Pace(rounds=1, most=1, turn=0)
         compare_in_turn(benchmark, fleet, case, threads, peer_threads, pace, own)
 
