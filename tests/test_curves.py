@@ -528,3 +528,59 @@ def test_a_sudden_change_of_rate(nats, dtype):
     assert_allclose(
         windows.estimate.max() if nats > 0 else windows.estimate.min(), 40 * nats, atol=0.02
     )
+
+
+@pytest.mark.parametrize(("dtype", "nats"), [(np.float32, -2.5), (np.float64, -18.5)])
+def test_a_sudden_change_of_rate_that_ends_in_subnormal_numbers(dtype, nats):
+    """They are finite and not zero, but have lost most of their digits."""
+    turn = orthogonal(5, np.random.default_rng(40))
+    rates = np.repeat([0, nats, 0], [600, 40, 100])
+    assert 0 < np.exp(dtype(40 * nats)) < np.finfo(dtype).tiny
+    chain = fb.MatrixChain((np.exp(rates)[:, None, None] * turn).astype(dtype))
+    atol = 40 * eps_of(dtype, 740, 5)
+    assert_allclose(fb.growth_from(chain).lower[-41:], 40 * nats, atol=atol)
+    assert_allclose(fb.log_norm(chain, method="block").estimate, 40 * nats, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nats"),
+    [
+        (np.float32, -95),
+        (np.float32, 80),
+        (np.float64, -380),
+        (np.float64, -735),
+        (np.float64, 600),
+    ],
+)
+def test_steps_whose_squares_leave_the_range(dtype, nats):
+    turn = orthogonal(5, np.random.default_rng(41))
+    J = (math.exp(nats) * turn).astype(dtype)
+    largest = float(np.abs(J).max())
+    product = np.linalg.matrix_power(J.astype(float) / largest, 40)
+    exact = math.log(np.linalg.norm(product, 2)) + 40 * math.log(largest)
+    # what a step leaves has no more digits than its size over the smallest number
+    atol = eps_of(dtype, 40, 5) + 40 * 5 * float(np.finfo(dtype).smallest_subnormal) / largest
+    chain = fb.MatrixChain(np.stack([J] * 40))
+    assert_allclose(fb.growth_from(chain).estimate[-1], exact, atol=atol)
+    assert_allclose(fb.log_norm(chain, method="block").estimate, exact, atol=atol)
+    net = fb.RNN(1, 5, bias=False, dtype=dtype)
+    net.load_state_dict({"weight_hh_l0": J, "weight_ih_l0": np.zeros((5, 1), dtype)})
+    stream = fb.JacobianStream(net, probes=5)
+    stream.update(np.zeros((40, 1, 1), dtype))
+    assert_allclose(stream.result().estimate, exact, atol=atol)
+
+
+def test_a_stretch_whose_squares_leave_the_range_of_float64():
+    """Of frames between two orthonormalisations all states are asked for, and all windows."""
+    turn = orthogonal(5, np.random.default_rng(42))
+    for nats in (10.5, -10.5):
+        rates = np.repeat([0, nats, 0], [600, 40, 840])  # within one of either pass
+        chain = fb.MatrixChain(np.exp(rates)[:, None, None] * turn)
+        exact = np.append(0, np.cumsum(rates))
+        atol = 10 * eps_of(np.float64, 1480, 5)
+        assert_allclose(fb.growth_from(chain).estimate, exact, atol=atol)
+        windows = fb.growth_window(chain, 100, method="frames", probes=5)
+        assert_allclose(windows.estimate, exact[100:] - exact[:-100], atol=1e-6)
+        # d log ||P|| / dJ_t = u_t v_t' / ||J_t|| of diagonal Jacobians
+        chain = fb.MatrixChain(np.exp(rates)[:, None, None] * np.diag([1, 0.9, 0.8, 0.7, 0.6]))
+        assert_allclose(fb.sensitivity(chain).by_step, np.exp(-rates), rtol=1e-6)

@@ -25,16 +25,26 @@ def orthonormalise(frame, R):
     k, N = frame.shape
     number = frame.dtype.type
     tiny = N * np.finfo(frame.dtype).eps
+    least = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
     for i in range(k):
         for m in range(k):
             R[m, i] = 0
         energy = 0.0  # in float64: float32 squares overflow from 2^64 on
         for j in range(N):
             energy += np.float64(frame[i, j]) * np.float64(frame[i, j])
-        exponent = math.frexp(math.sqrt(energy))[1]
-        scale = number(math.ldexp(1.0, -exponent))
-        for j in range(N):
-            frame[i, j] *= scale
+        size = math.sqrt(energy)
+        if not least < energy < math.inf:  # squares have left the range of float64
+            size = 0.0
+            for j in range(N):
+                size = max(size, abs(np.float64(frame[i, j])))
+        exponent = math.frexp(size)[1]
+        if -exponent < np.finfo(frame.dtype).maxexp:
+            scale = number(math.ldexp(1.0, -exponent))
+            for j in range(N):
+                frame[i, j] *= scale
+        else:  # subnormal numbers alone: their scale would overflow
+            for j in range(N):
+                frame[i, j] = math.ldexp(np.float64(frame[i, j]), -exponent)
         for _ in range(2):
             for m in range(i):
                 dot = number(0)

@@ -196,19 +196,39 @@ def _dots(a, b, symmetric, C):
 
 
 @kernel
-def gram(A, G):
-    """G[t] (k,columns) = A[t] A[t]' in float64, its upper half, of A (n,k,N)."""
+def gram(A, G, shifts):
+    """4^shifts[t] G[t] (k,columns) = A[t] A[t]' in float64, its upper half, of A (n,k,N).
+
+    Shifts are 0 but where squares leave the range of float64.
+    """
+    k = A.shape[1]
     wide = np.zeros((G.shape[2], A.shape[2]))
+    least = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
     for t in range(A.shape[0]):
         _widen(A[t], wide)
         _dots(wide, wide, True, G[t])
+        shifts[t] = 0
+        inside = True
+        for i in range(k):
+            inside = inside and least < G[t, i, i] < math.inf
+        if not inside:
+            largest = 0.0
+            for i in range(k):
+                for j in range(A.shape[2]):
+                    largest = max(largest, abs(wide[i, j]))
+            shifts[t] = max(math.frexp(largest)[1], -1000)  # a larger scale would overflow
+            scale = math.ldexp(1.0, -shifts[t])
+            for i in range(k):
+                for j in range(A.shape[2]):
+                    wide[i, j] *= scale
+            _dots(wide, wide, True, G[t])
 
 
 @kernel
-def history_norms(G, U, e, R0, out):
-    """out (T,3) <- log ||R_t F||, log ||R_t F R0|| and s2/s1, F = diag(2^e) U, R_t'R_t = G_t.
+def history_norms(G, shifts, U, e, R0, out):
+    """out (T,3) <- log ||R_t F||, log ||R_t F R0|| and s2/s1, F = diag(2^e) U, R_t'R_t = 4^s_t G_t.
 
-    G (T,k,columns); e as `multiply_factor` leaves it.
+    G (T,k,columns) and shifts s (T,) as `gram` leaves them; e as `multiply_factor` leaves it.
     """
     T, k, wide = G.shape
     F, FR0 = np.zeros((k, wide)), np.zeros((k, wide))
@@ -225,11 +245,11 @@ def history_norms(G, U, e, R0, out):
     nats = math.log(2.0) * (top if top > EMPTY else 0)
     for t in range(T):
         triangle(G[t], R)
-        up = _multiply(R, F, zeros, A)
+        up = _multiply(R, F, zeros, A) + shifts[t]
         first, second = largest_two(A)
         out[t, 0] = math.log(first) + nats + up * math.log(2.0) if first != 0 else -math.inf
         out[t, 2] = second / first if first > 0 else 1.0
-        up = _multiply(R, FR0, zeros, A) + shift
+        up = _multiply(R, FR0, zeros, A) + shift + shifts[t]
         first, _ = largest_two(A)
         out[t, 1] = math.log(first) + nats + up * math.log(2.0) if first != 0 else -math.inf
 

@@ -140,9 +140,9 @@ class _History:
         self._R0, self._parts = R0, [np.zeros((0, 3))]
 
     def __call__(self, stretch: Stretch) -> None:
-        G = grams(stretch.history)
+        G, shifts = grams(stretch.history)
         out = np.empty((len(G), 3))
-        history_norms(G, stretch.U, stretch.e, self._R0, out)
+        history_norms(G, shifts, stretch.U, stretch.e, self._R0, out)
         self._parts.append(out)
 
     def norms(self, states: int) -> np.ndarray:
@@ -151,13 +151,17 @@ class _History:
         return np.concatenate([known, np.full((states - len(known), 3), np.nan)])
 
 
-def grams(history: Any) -> np.ndarray:
-    """V V' of each frame (k,N) in float64, (n,k,columns), the upper halves."""
+def grams(history: Any) -> tuple[np.ndarray, np.ndarray]:
+    """V V' of each frame (k,N) as `windows.gram` gives it, (n,k,columns), and its shifts (n,)."""
     if not isinstance(history, list):
         out = np.zeros((len(history), history.shape[1], columns(history.shape[1])))
-        gram(history, out)
-        return out
-    return np.concatenate([grams(frame[None]) for frame in history])  # frames of different sizes
+        shifts = np.zeros(len(history), np.int64)
+        gram(history, out, shifts)
+        return out, shifts
+    # frames of different sizes
+    parts = zip(*(grams(frame[None]) for frame in history), strict=True)
+    G, shifts = (np.concatenate(part) for part in parts)
+    return G, shifts
 
 
 def _from_block(

@@ -6,6 +6,7 @@ own (spectral.md sections 1 and 6).
 """
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,6 +92,8 @@ def carry(
     R, scratch = np.empty((k, k)), np.empty(k)
     info = np.finfo(chain.dtype)
     limit = 0.7 * math.log(float(info.max))  # nats a stretch may grow or shrink by
+    if history:  # of which float64 is to hold the squares
+        limit = min(limit, 0.4 * math.log(sys.float_info.max))
     room = -0.25 * math.log(float(info.eps))  # nats its rows may grow apart
     frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), steps
     while left:
