@@ -13,6 +13,7 @@ import numpy as np
 from .jit import kernel
 from .memory import aligned
 from .simd import (
+    FMAS,
     PANELS,
     REGISTER_BYTES,
     ROWS,
@@ -37,11 +38,15 @@ _half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
     tile(r, vectors=1) for r in range(1, 9)
 )
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
+_long1 = tile(1, panels=PANELS[1], together=False)
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # K up to which two panels are no more than L1 holds, 32 KB; up to twice that, one is.  So much at a
 # time, to and fro, a step of three gates of 64 units takes 0.35 us and not 0.52.  Beyond that
-# nothing is left in L1, and two panels' streams read L2 and L3 as fast as four.
+# nothing is left in L1, and two panels' streams read L2 and L3 as fast as four.  The four sums of
+# one panel are too few where two FMAs begin in a cycle: there it is always two panels, and what L1
+# does not hold, longer streams of them read 8 % faster.
 _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
+_LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, transposed=True) for r in range(1, 9)
 )
@@ -196,8 +201,10 @@ def hot_panel_matmul(A, M, W, K, width, N, S, C):
     For the loops over time: behind the call, a step of one sequence of 64 units took 0.19 us and
     not 0.15; everywhere, it took three times as long to compile.
     """
-    if M == 1:
-        _row_matmul(A, W, K, width, N, S, C)
+    if M == 1 and FMAS == 2 and N * K > _LONG * width:
+        _long_row_matmul(A, W, K, width, N, S, C)
+    elif M == 1:
+        _row_matmul(A, W, K, width, N, S, C, False)
     else:
         _rows_matmul(A, M, W, K, width, N, S, C)
 
@@ -213,11 +220,18 @@ def panel_matmul(A, M, W, K, width, N, S, C):
     hot_panel_matmul(A, M, W, K, width, N, S, C)
 
 
+@kernel
+def _long_row_matmul(A, W, K, width, N, S, C):
+    """`panel_matmul` of one row where W is more than L1 holds."""
+    _row_matmul(A, W, K, width, N, S, C, True)
+
+
 @kernel(inlined=True)
-def _row_matmul(A, W, K, width, N, S, C):
-    """`panel_matmul` of one row."""
+def _row_matmul(A, W, K, width, N, S, C, long):
+    """`panel_matmul` of one row; `long` is known where this is compiled."""
     panel = VECTORS * width
-    group = panel if _PAIRED < K <= 2 * _PAIRED else _WIDE1 * panel  # a power of two
+    single = FMAS == 1 and _PAIRED < K <= 2 * _PAIRED
+    group = panel if single else _WIDE1 * panel  # a power of two
     first, onwards = ((N - 1) & -group, -group) if W[1] == 1 else (0, group)
     while 0 <= first < N:
         j, end = first, min(first + group, N)
@@ -225,7 +239,10 @@ def _row_matmul(A, W, K, width, N, S, C):
             w = shifted(W, j * K, panel * K)
             s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
             if j + _WIDE1 * panel <= end:
-                _wide1(A, w, K, s, c)
+                if long:
+                    _long1(A, w, K, s, c)
+                else:
+                    _wide1(A, w, K, s, c)
                 j += _WIDE1 * panel
             else:
                 if j + panel <= end:

@@ -18,6 +18,9 @@ from numba.extending import intrinsic, models, overload, register_model
 _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 
+# FMAs of a whole register that a core begins in a cycle; Zen 4 splits each in two halves.
+FMAS = 1 if binding.get_host_cpu_name() == "znver4" else 2
+
 VECTORS = 2  # registers a panel of packed weights is wide
 # Rows of a tile.  8 x 2 accumulators, 2 weights and a broadcast fill AVX-512's and NEON's 32
 # registers without a spill; 12 x 2 spilled and was a third slower.  AVX2 has 16 registers: 6 x 2.
@@ -298,7 +301,13 @@ class _Loop:
         return sums
 
 
-def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool = False) -> Any:
+def tile(
+    height: int,
+    panels: int = 1,
+    vectors: int = VECTORS,
+    transposed: bool = False,
+    together: bool = True,
+) -> Any:
     """A kernel for `height` rows of C and `panels` panels of packed weights.
 
     C = (S + A1 W1) + A2 W2, each element two sums over the halves of k in order: a tile of one row
@@ -384,7 +393,7 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, transposed: bool 
                 more = builder.sub(K, less)
                 firsts = [none, more]
                 start = loaded(registers(s, lds))
-                if height * len(across) <= TOGETHER:
+                if together and height * len(across) <= TOGETHER:
                     total, other = loop.run(none, less, [start, zeros], one_step)
                     total = loop.once(builder.icmp_signed("<", less, more), total, one_step, less)
                 else:
