@@ -105,6 +105,7 @@ class Sizes(NamedTuple):
     """What the loops would else divide shapes for at every step."""
 
     B: int
+    layers: int
     each: int  # 1 + k rows of a sequence
     stride: int  # L·parts·Hp, of a row of the panel
     wide: int  # slots·Hp, of a row of pre-activations
@@ -126,62 +127,90 @@ def _leaves_range(first, stride, far):
 
 
 @kernel(inlined=True)
-def _layer(cell, l, p, start, n, b0, b1, now):
-    """State and tangents of layer l after a step, for rows b0..b1-1; its input is in start.
-
-    p is passed whole and made once: each array that is put into a tuple, or taken out of one by
-    name, has its references counted, atomically (22 times a step: a third of k = 1, H = 64).
-    """
-    at = slots(cell)
-    Hp, H, wide, stride = n.Hp, n.H, n.wide, n.stride
-    K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
-    column = l * n.parts * Hp  # of this layer's state
-    M, block = (b1 - b0) * n.each, BLOCK * n.width
-    last = (Hp - 1) // block
-    origin, top = b0 * n.each, (l * n.B + b0) * n.each
-    source = rows(p.now, (now * n.B * n.each + origin) * stride + column, stride)
-    s, c = rows(start, top * wide, wide), rows(p.a, top * wide, wide)
-    alone = s
-    if l > 0:
-        side = (1 - now) * n.B * n.each + origin
-        below = rows(p.after, side * stride + column - n.parts * Hp, stride)
-        w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
-        slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, s, c)
-        s = c
-    w_hh = rows(cell.w_hh, l * K_hh * H, 0)
-    if at.gate > at.first:
-        shared, t = shifted(s, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
-        for q in range(last + 1):
-            j0 = block * q
-            j1 = min(j0 + block, Hp)
-            slots_matmul(source, M, w_hh, H, n.width, Hp, at.gate - at.first, j0, j1, shared, t)
-            for b in range(b0, b1):
-                gate_linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
-                gate_tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
-        source = shifted(c, at.last * Hp, wide)
-    mixed = max(at.gate, min(at.x, at.last))
-    w_gated = shifted(w_hh, (at.gate - at.first) * Hp * H, 0)
-    w_alone = shifted(w_hh, (mixed - at.first) * Hp * H, 0)
-    shared, t = shifted(s, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
-    for q in range(last + 1):
-        j0 = block * (q if now == 0 else last - q)
-        j1 = min(j0 + block, Hp)
-        slots_matmul(source, M, w_gated, H, n.width, Hp, mixed - at.gate, j0, j1, shared, t)
-        if mixed < at.last:
-            own, u = shifted(alone, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
-            slots_matmul(source, M, w_alone, H, n.width, Hp, at.last - mixed, j0, j1, own, u)
-        for b in range(b0, b1):
-            linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
-            tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
-
-
-@kernel(inlined=True)
 def _at(n, l, b, now, column, row):
     """The rows of sequence b from `row` on in layer l, whose states begin at `column`."""
     here = ((now * n.B + b) * n.each + row) * n.stride + column
     there = (((1 - now) * n.B + b) * n.each + row) * n.stride + column
     a = ((l * n.B + b) * n.each + row) * n.wide
     return TangentAt(here, there, a, 0, n.stride, n.wide, n.each - row)
+
+
+@kernel
+def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s):
+    """Carry the rows b0..b1-1 over some steps, whose inputs are in ax; state 0 is in p.now[now].
+
+    One loop, and no function for a step or a layer: each array that is handed on, put into a tuple
+    or taken out of one has its references counted, atomically.  Fourteen times a step, that was a
+    fifth of k = 1, H = 64.
+    """
+    at = slots(cell)
+    B, Hp, H, wide, stride, each = n.B, n.Hp, n.H, n.wide, n.stride, n.each
+    panel, pre = p.now, p.a
+    since, interval, e = s.since, s.interval, s.e
+    k = e.shape[1]
+    R, row = np.empty((k, k)), np.empty(k)
+    far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
+    K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
+    M, block = (b1 - b0) * each, BLOCK * n.width
+    last = (Hp - 1) // block
+    mixed = max(at.gate, min(at.x, at.last))
+    for t in range(steps):
+        for b in range(b0, b1):
+            of_x = line(ax, (t * B + b) * K_ih, "ax")
+            top = line(tops, b * each * wide, "start")
+            alone = line(pre, b * each * wide, "a0")
+            for j in range(K_ih):
+                top[j] = of_x[j]
+            for j in range(at.first * Hp):
+                alone[j] = of_x[j]
+        for l in range(n.layers):
+            column = l * n.parts * Hp  # of this layer's state
+            origin, first = b0 * each, (l * B + b0) * each
+            source = rows(panel, (now * B * each + origin) * stride + column, stride)
+            own, c = rows(tops, first * wide, wide), rows(pre, first * wide, wide)
+            begin = own
+            if l > 0:
+                side = (1 - now) * B * each + origin
+                below = rows(panel, side * stride + column - n.parts * Hp, stride)
+                w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
+                slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, own, c)
+                begin = c
+            w_hh = rows(cell.w_hh, l * K_hh * H, 0)
+            if at.gate > at.first:
+                begun, to = shifted(begin, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
+                for q in range(last + 1):
+                    j0 = block * q
+                    j1 = min(j0 + block, Hp)
+                    count = at.gate - at.first
+                    slots_matmul(source, M, w_hh, H, n.width, Hp, count, j0, j1, begun, to)
+                    for b in range(b0, b1):
+                        gate_linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
+                        gate_tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
+                source = shifted(c, at.last * Hp, wide)
+            w_gated = shifted(w_hh, (at.gate - at.first) * Hp * H, 0)
+            w_alone = shifted(w_hh, (mixed - at.first) * Hp * H, 0)
+            for q in range(last + 1):
+                j0 = block * (q if now == 0 else last - q)
+                j1 = min(j0 + block, Hp)
+                begun, to = shifted(begin, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
+                count = mixed - at.gate
+                slots_matmul(source, M, w_gated, H, n.width, Hp, count, j0, j1, begun, to)
+                if mixed < at.last:
+                    begun, to = shifted(own, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
+                    count = at.last - mixed
+                    slots_matmul(source, M, w_alone, H, n.width, Hp, count, j0, j1, begun, to)
+                for b in range(b0, b1):
+                    linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
+                    tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
+        now = 1 - now
+        for b in range(b0, b1):
+            since[b] += 1
+            tangents = line(panel, ((now * B + b) * each + 1) * stride, "h")
+            # where the product has become zero there is nothing to bring back into range
+            if since[b] >= interval[b] or (
+                e[b, 0] > EMPTY and _leaves_range(tangents, stride, far)
+            ):
+                _settle(s, b, panel[now, b, 1:], R, row)
 
 
 @kernel
@@ -194,40 +223,17 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     n = slots(cell)
     Hp = ax.shape[1] // n.x
     chunk = starts.size - 2
-    k = s.U.shape[1]
     layers = cell.bias.size // (n.last * Hp)
-    panel, tops, pre = s.panel, m.start, m.a
-    since, interval, e = s.since, s.interval, s.e
-    _, _, count, stride = panel.shape
-    wide, parts = pre.shape[2], stride // (layers * Hp)
+    _, _, count, stride = s.panel.shape
+    wide, parts = m.a.shape[2], stride // (layers * Hp)
     H = cell.w_hh.size // (layers * Hp) // (n.last - n.first)
-    sizes = Sizes(B, count, stride, wide, Hp, H, I, parts, width)
+    sizes = Sizes(B, layers, count, stride, wide, Hp, H, I, parts, width)
     w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
-    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((1, n.factors * Hp), panel.dtype)
-    p = Tangents(panel, panel, pre, factors)
-    far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
+    factors = np.empty((1, n.factors * Hp), s.panel.dtype)
+    p = Tangents(s.panel, s.panel, m.a, factors)
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
         span = (0, steps, b0, b1)
         source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
         matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (0, Hp))
-        for t in range(steps):
-            now = (start + c + t) % 2
-            for b in range(b0, b1):
-                of_x = line(ax, (t * B + b) * n.x * Hp, "ax")
-                top = line(tops, b * count * wide, "start")
-                alone = line(pre, b * count * wide, "a0")
-                for j in range(n.x * Hp):
-                    top[j] = of_x[j]
-                for j in range(n.first * Hp):
-                    alone[j] = of_x[j]
-            for l in range(layers):
-                _layer(cell, l, p, tops, sizes, b0, b1, now)
-            for b in range(b0, b1):
-                since[b] += 1
-                first = line(panel, (((1 - now) * B + b) * count + 1) * stride, "h")
-                # where the product has become zero there is nothing to bring back into range
-                if since[b] >= interval[b] or (
-                    e[b, 0] > EMPTY and _leaves_range(first, stride, far)
-                ):
-                    _settle(s, b, panel[1 - now, b, 1:], R, row)
+        _steps(cell, p, ax, m.start, sizes, b0, b1, (start + c) % 2, steps, s)

@@ -245,7 +245,9 @@ class JacobianStream:
         s = self._carried
         if s is None or self._layout is None:
             raise RuntimeError("result: nothing was streamed yet; call update first")
-        now = self._norms()
+        noted, now = self._curve[-1]
+        if noted != self.steps:
+            now = self._norms()
         lower, estimate, upper = self._interval(now, delta)
         steps = np.array([t for t, _ in self._curve], np.int64)
         curve = BlockNorms(*(np.array([p[i] for _, p in self._curve]) for i in range(3)))
