@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checks
 from .kernels import chain as kernels
-from .kernels.memory import aligned
+from .kernels.memory import aligned, pieces
 
 _AT_ONCE = 1 << 20  # numbers of Jacobians whose norms are bounded in one go
 
@@ -241,9 +241,8 @@ class CompiledChain(Chain):
 
     def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
         """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
-        M, size = len(now), now.size
-        both = aligned((size + M * wide,), self.dtype)
-        return both[:size].reshape(now.shape), both[size:].reshape(M, wide)
+        after, a = pieces(self.dtype, now.shape, (len(now), wide))
+        return after, a
 
     def _run(
         self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import checks
 from .kernels.cells import Adjoints, Memory
-from .kernels.memory import aligned
+from .kernels.memory import aligned, pieces
 from .kernels.panels import (
     BLOCK,
     GRADIENT_ROWS,
@@ -54,7 +54,11 @@ def _side_by_side(
     A team pays where there are more threads than sequences, and where what a member reads of W_hh
     at each step takes longer than the barrier.
     """
-    members = min(available(cost), layer.cell.w_hh.nbytes // _MEMBER_BYTES)
+    threads = available(cost)
+    if threads == 1 and sequences.N:
+        rows(0, sequences.N)(ALONE)
+        return
+    members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
     one_block = padded(layer.hidden_size, layer.dtype) <= BLOCK * lanes(layer.dtype)
     if members <= sequences.N or one_block:
         share(lambda b0, b1: rows(b0, b1)(ALONE), sequences.lengths, cost)
@@ -77,6 +81,8 @@ def _shares(heights: list[tuple[int, int]], cost: float) -> list[np.ndarray]:
 
     `cost` is the multiply-adds behind them.
     """
+    if available(cost) == 1:
+        return [np.array([*((0, height) for height, _ in heights), (0, 1)])]
     counts = [-(-height // TURNED) for height, _ in heights]
     weights = [K for (_, K), count in zip(heights, counts, strict=True) for _ in range(count)]
     shares = []
@@ -162,8 +168,8 @@ class LayerPass:
         Hp = self.h.shape[1]
         wide, panel = slots.width * Hp, VECTORS * lanes(dtype)
         dh = sequences.ended(d_state[0], Hp)
-        pieces, last = sequences.last_steps()
-        dh[pieces] += dy[last]
+        ends, last = sequences.last_steps()
+        dh[ends] += dy[last]
         dc = sequences.ended(d_state[1], Hp) if design.has_c else aligned((0, Hp), dtype)
         dx = aligned((S if input_gradient else 0, padded(I, dtype)), dtype)
         step_h = aligned((S if per_step else 0, Hp), dtype)
@@ -183,18 +189,9 @@ class LayerPass:
         gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
         heights = [(len(dw_hh) - gated, H), (len(dw_ih), I), (gated, H)]
         before = 0 if sequences.dense else min(steps, longest) * N
+        work = ((before, Hp), gradient_scratch(dtype), db.shape)
         shares = [
-            Sums(
-                dw_ih,
-                dw_hh,
-                db,
-                I,
-                H,
-                share,
-                aligned((before, Hp), dtype),
-                gradient_scratch(dtype),
-                np.empty_like(db),
-            )
+            Sums(dw_ih, dw_hh, db, I, H, share, *pieces(dtype, *work))
             for share in _shares(heights, cost)
         ]
         alone = available(cost) == 1

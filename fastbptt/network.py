@@ -1,5 +1,6 @@
 """What all recurrent networks share: parameters, the call, trace()."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ class Network:
         self.load_state_dict(
             {
                 name: generator.uniform(-bound, bound, shape).astype(self.dtype)
-                for name, shape in self._shapes().items()
+                for name, shape in self._shapes.items()
             }
         )
 
@@ -81,6 +82,7 @@ class Network:
         """The cell's design, and what makes its NamedTuple of packed weights."""
         raise NotImplementedError
 
+    @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         H, D = self.hidden_size, 1 + self.bidirectional
         rows = len(self._design()[0].gates) * H
@@ -152,7 +154,7 @@ class Network:
         TypeError
             If only dtypes are wrong.
         """
-        arrays = checks.parameters(mapping, self._shapes(), self.dtype)
+        arrays = checks.parameters(mapping, self._shapes, self.dtype)
         self.__dict__["weights"] = Weights(arrays, *self._design())
 
     def save(self, path: Any) -> None:

@@ -45,8 +45,11 @@ class Sequences:
         self.dense = lengths is None and reset is None
         if self.dense:
             self.N, self.longest, self.S = B, T, T * B
-            self.starts = np.arange(T + 2) * B
-            self.lengths = np.full(B, T)
+            self.starts = np.arange(T + 2)
+            if B != 1:
+                self.starts *= B
+            self.lengths = np.empty(B, np.int64)
+            self.lengths.fill(T)
             self._row = self._begins = self._ends = np.arange(B)
             return
         until = np.full(B, T) if lengths is None else lengths

@@ -101,7 +101,7 @@ def test_weight_gradient_whole_and_in_slices_of_panels(S, H, K, dtype, seed):
     panel = VECTORS * lanes(dtype)
     count = -(-K // panel)
     whole, parts = np.ones((2, H, count * panel), dtype)
-    scratch = gradient_scratch(dtype)
+    scratch = aligned(gradient_scratch(dtype), dtype)
     assert scratch[GROUP:].size >= GRADIENT_ROWS * TURNED  # where columns of da go
     scratch[:] = np.nan
     gradient_of(da, 0, H, b, whole, scratch)

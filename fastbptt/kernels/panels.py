@@ -125,10 +125,10 @@ def _pack_transposed(weights, width, panels, slot, slots):
             panels[origin + i] = 0
 
 
-def gradient_scratch(dtype: Any) -> np.ndarray:
-    """What `weight_gradient` packs into: some panels of b, and some columns of da."""
+def gradient_scratch(dtype: Any) -> tuple[int, ...]:
+    """The shape of what `weight_gradient` packs into: some panels of b, some columns of da."""
     panel = VECTORS * lanes(dtype)
-    return aligned((GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel), dtype)
+    return GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel
 
 
 @kernel
