@@ -194,10 +194,14 @@ def _keep(now, kept):
             kept[r, j] = now[r, j]
 
 
-@kernel
+@kernel(allocates=True)
 def push(chain, firsts, count, block, record):
     """block.now <- its rows `count` steps on; record (count,groups·k,.) gets each or is empty."""
-    steps = np.empty(firsts.size, np.int64)
+    _push(chain, firsts, count, block, record, np.empty(firsts.size, np.int64))
+
+
+@kernel
+def _push(chain, firsts, count, block, record, steps):
     now, after = block.now, block.after
     for i in range(count):
         for g in range(firsts.size):
@@ -207,13 +211,17 @@ def push(chain, firsts, count, block, record):
         if record.shape[0] > 0:
             _keep(now, record[i])
     if count % 2 == 1:
-        block.now[:] = now
+        _keep(now, block.now)
+
+
+@kernel(allocates=True)
+def pull(chain, firsts, count, block, record):
+    """block.now <- its rows `count` steps back, group g from state firsts[g] on; as `push`."""
+    _pull(chain, firsts, count, block, record, np.empty(firsts.size, np.int64))
 
 
 @kernel
-def pull(chain, firsts, count, block, record):
-    """block.now <- its rows `count` steps back, group g from state firsts[g] on; as `push`."""
-    steps = np.empty(firsts.size, np.int64)
+def _pull(chain, firsts, count, block, record, steps):
     for i in range(count):
         for g in range(firsts.size):
             steps[g] = firsts[g] - 1 - i

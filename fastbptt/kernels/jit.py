@@ -4,6 +4,9 @@ The flags (design.md D3, D5, D8): `contract` allows fused multiply-adds, `reasso
 loops vectorise; never `nnan` or `ninf`, because a NaN must stay a NaN.  `error_model="numpy"` keeps
 divisions free of branches, `nogil` lets a thread pool run kernels side by side.  Elementary
 functions are compiled `exact`: `reassoc` would merge the two halves of a range reduction.
+Without `_nrt`, Numba's memory manager, no reference to an array is counted: atomically, at each
+array that is handed on, sliced, put into a tuple or taken out of one, that took most of a step of a
+chain of 64 units.  Such a kernel cannot make arrays either, and Numba refuses one that tries.
 """
 
 import functools
@@ -22,6 +25,7 @@ _FLAGS: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz"},
     "error_model": "numpy",
     "nogil": True,
+    "_nrt": False,
 }
 _EXACT_FLAGS: dict[str, Any] = {**_FLAGS, "fastmath": {"contract"}}
 
@@ -95,16 +99,22 @@ class _PackageCache:
 
 
 def kernel(
-    func: Callable[..., Any] | None = None, *, exact: bool = False, inlined: bool = False
+    func: Callable[..., Any] | None = None,
+    *,
+    exact: bool = False,
+    inlined: bool = False,
+    allocates: bool = False,
 ) -> Any:
     """Compile `func` on its first call; `exact` keeps the written order of every sum.
 
+    Those that make arrays for themselves say so (`allocates`), and leave loops to others.
     `inlined` kernels become part of whoever calls them.  A 0 in a call is an integer like any
     other: Numba would compile the kernel once more for it, which took a seventh of a cold start.
     """
     if func is None:
-        return functools.partial(kernel, exact=exact, inlined=inlined)
-    dispatcher = njit(**(_EXACT_FLAGS if exact else _FLAGS), forceinline=inlined)(func)
+        return functools.partial(kernel, exact=exact, inlined=inlined, allocates=allocates)
+    flags = {**(_EXACT_FLAGS if exact else _FLAGS), "forceinline": inlined, "_nrt": allocates}
+    dispatcher = njit(**flags)(func)
     dispatcher._cache = _PackageCache(func)
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(

@@ -61,14 +61,17 @@ class Work(NamedTuple):
 def _close_block(s, b):
     """The open block is put beside the others; when there is no more room, pairs become one."""
     n = s.block_count[b]
-    s.blocks[b, n] = s.running[b]
+    k = s.running.shape[1]
+    for i in range(k):
+        s.blocks[b, n, i] = s.running[b, i]
+        s.running[b, i] = 0
     s.block_steps[b, n] = s.running_steps[b]
-    s.running[b] = 0
     s.running_steps[b] = 0
     s.block_count[b] = n + 1
     if n + 1 == BLOCKS:
         for m in range(BLOCKS // 2):
-            s.blocks[b, m] = s.blocks[b, 2 * m] + s.blocks[b, 2 * m + 1]
+            for i in range(k):
+                s.blocks[b, m, i] = s.blocks[b, 2 * m, i] + s.blocks[b, 2 * m + 1, i]
             s.block_steps[b, m] = s.block_steps[b, 2 * m] + s.block_steps[b, 2 * m + 1]
         s.block_count[b] = BLOCKS // 2
         s.block_length[b] *= 2
@@ -136,19 +139,15 @@ def _at(n, l, b, now, column, row):
 
 
 @kernel
-def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s):
+def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
     """Carry the rows b0..b1-1 over some steps, whose inputs are in ax; state 0 is in p.now[now].
 
-    One loop, and no function for a step or a layer: each array that is handed on, put into a tuple
-    or taken out of one has its references counted, atomically.  Fourteen times a step, that was a
-    fifth of k = 1, H = 64.
+    R (k,k) and row (k,) are work space.
     """
     at = slots(cell)
     B, Hp, H, wide, stride, each = n.B, n.Hp, n.H, n.wide, n.stride, n.each
     panel, pre = p.now, p.a
     since, interval, e = s.since, s.interval, s.e
-    k = e.shape[1]
-    R, row = np.empty((k, k)), np.empty(k)
     far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
     K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
     M, block = (b1 - b0) * each, BLOCK * n.width
@@ -213,7 +212,7 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s):
                 _settle(s, b, panel[now, b, 1:], R, row)
 
 
-@kernel
+@kernel(allocates=True)
 def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     """Carry s over the steps of x (T,B,I), the first of them step `start`, for rows b0..b1-1.
 
@@ -229,11 +228,13 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     H = cell.w_hh.size // (layers * Hp) // (n.last - n.first)
     sizes = Sizes(B, layers, count, stride, wide, Hp, H, I, parts, width)
     w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
-    factors = np.empty((1, n.factors * Hp), s.panel.dtype)
+    k = s.e.shape[1]
+    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((1, n.factors * Hp), s.panel.dtype)
     p = Tangents(s.panel, s.panel, m.a, factors)
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
         span = (0, steps, b0, b1)
         source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
         matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (0, Hp))
-        _steps(cell, p, ax, m.start, sizes, b0, b1, (start + c) % 2, steps, s)
+        now = (start + c) % 2
+        _steps(cell, p, ax, m.start, sizes, b0, b1, now, steps, s, R, row)

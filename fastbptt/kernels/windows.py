@@ -195,14 +195,19 @@ def _dots(a, b, symmetric, C):
             C[below, j], C[below, j + 1], C[below, j + 2], C[below, j + 3] = d0, d1, d2, d3
 
 
-@kernel
+@kernel(allocates=True)
 def gram(A, G, shifts):
     """4^shifts[t] G[t] (k,columns) = A[t] A[t]' in float64, its upper half, of A (n,k,N).
 
     Shifts are 0 but where squares leave the range of float64.
     """
+    _gram(A, G, shifts, np.zeros((G.shape[2], A.shape[2])))
+
+
+@kernel
+def _gram(A, G, shifts, wide):
+    """`gram`; wide (columns,N), its last rows zeros, is work space."""
     k = A.shape[1]
-    wide = np.zeros((G.shape[2], A.shape[2]))
     least = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
     for t in range(A.shape[0]):
         _widen(A[t], wide)
@@ -224,15 +229,21 @@ def gram(A, G, shifts):
             _dots(wide, wide, True, G[t])
 
 
-@kernel
+@kernel(allocates=True)
 def history_norms(G, shifts, U, e, R0, out):
     """out (T,3) <- log ||R_t F||, log ||R_t F R0|| and s2/s1, F = diag(2^e) U, R_t'R_t = 4^s_t G_t.
 
     G (T,k,columns) and shifts s (T,) as `gram` leaves them; e as `multiply_factor` leaves it.
     """
-    T, k, wide = G.shape
-    F, FR0 = np.zeros((k, wide)), np.zeros((k, wide))
-    R, A, zeros = np.zeros((k, wide)), np.zeros((k, wide)), np.zeros(wide)
+    _, k, wide = G.shape
+    _history_norms(G, shifts, U, e, R0, out, np.zeros((4, k, wide)), np.zeros(wide))
+
+
+@kernel
+def _history_norms(G, shifts, U, e, R0, out, work, zeros):
+    """`history_norms`; work (4,k,columns), all zeros."""
+    T, k, _ = G.shape
+    F, FR0, R, A = work[0], work[1], work[2], work[3]
     top = EMPTY
     for i in range(k):
         top = max(top, e[i])
@@ -240,7 +251,9 @@ def history_norms(G, shifts, U, e, R0, out):
         scale = math.ldexp(1.0, max(e[i] - top, -4000)) if top > EMPTY else 0.0
         for j in range(k):
             F[i, j] = U[i, j] * scale if scale > 0 else 0.0
-    A[:, :k] = R0
+    for i in range(k):
+        for j in range(k):
+            A[i, j] = R0[i, j]
     shift = _multiply(F, A, zeros, FR0)
     nats = math.log(2.0) * (top if top > EMPTY else 0)
     for t in range(T):
@@ -301,7 +314,7 @@ def inverse(R, out):
                 out[i, j] = -total * out[i, i]
 
 
-@kernel
+@kernel(allocates=True)
 def meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends):
     """What two frames leave at n states where windows begin, s the first (spectral.md 3).
 
@@ -309,10 +322,17 @@ def meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends):
     at the states after it; pulled (.,.,k,N), group h: the reverse frame, at s + i in place at - i.
     R_v_inverse[i] <- R^-1 at s + i; ends[i] <- (U V')^-1 R_u'; R_v[i] <- R at s + i + 1.
     """
-    n, k, wide = ends.shape
-    N = first.shape[1]
-    forward, reverse = np.zeros((wide, N)), np.zeros((wide, N))
-    G, R, C = np.zeros((k, wide)), np.zeros((k, wide)), np.zeros((k, wide))
+    _, k, wide = ends.shape
+    frames, work = np.zeros((2, wide, first.shape[1])), np.zeros((3, k, wide))
+    _meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends, frames, work)
+
+
+@kernel
+def _meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends, frames, work):
+    """`meet`; frames (2,columns,N) and work (3,k,columns), all zeros."""
+    n, k, _ = ends.shape
+    forward, reverse = frames[0], frames[1]
+    G, R, C = work[0], work[1], work[2]
     for i in range(-1, n):
         if begin + i >= 0:
             _widen(later[begin + i, g], forward)
@@ -349,43 +369,62 @@ class Windows(NamedTuple):
     stretch: np.ndarray  # (T+1,2): that of t as the end of a window and as the beginning of one
 
 
-@kernel
+@kernel(allocates=True)
 def window_norms(w, lag, s0, out):
     """out (n,2) <- log norms of the windows (s, s+lag), s = s0 on: on the frame, and of all of P.
 
     The product of the D between is kept as a queue of two stacks (Tangwongsan, Hirzel, Schneider).
     """
     k, wide = w.R_v.shape[1:]
-    count = w.D.shape[0]
-    back, exponents = np.zeros((count + 1, k, wide)), np.zeros(count + 1, np.int64)
-    identity, zeros = np.zeros((k, wide)), np.zeros(wide)
-    for i in range(k):
-        identity[i, i] = 1
-    front, middle, A = identity.copy(), np.zeros((k, wide)), np.zeros((k, wide))
-    scratch, joint = np.zeros((2, k, wide)), np.zeros((k, wide))
+    count = w.D.shape[0] + 1
+    back, exponents = np.zeros((count, k, wide)), np.zeros(count, np.int64)
+    _window_norms(w, lag, s0, out, back, exponents, np.zeros((7, k, wide)), np.zeros(wide))
+
+
+@kernel
+def _copy(A, B):
+    """B <- A, of one shape."""
+    for i in range(A.shape[0]):
+        for j in range(A.shape[1]):
+            B[i, j] = A[i, j]
+
+
+@kernel
+def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
+    """`window_norms`; back (G+1,k,columns), exponents (G+1,) and work (7,k,columns), all zeros."""
+    identity, front, middle, A, joint, scratch = (
+        work[0],
+        work[1],
+        work[2],
+        work[3],
+        work[4],
+        work[5:],
+    )
+    for i in range(identity.shape[0]):
+        identity[i, i] = front[i, i] = 1
     between, moved, front_exponent = 0, True, 0
     # `back` holds products for beginnings head .. bound; w.D[tail] is next
     bound = head = tail = w.stretch[s0, 1]
-    back[head] = identity
+    _copy(identity, back[head])
     for i in range(out.shape[0]):
         s = s0 + i
         t = s + lag
         while tail < w.stretch[t, 0]:  # D[tail + 1] from the left
             front_exponent += _multiply(w.D[tail + 1], front, zeros, A) + w.shifts[tail + 1]
-            front[:] = A
+            _copy(A, front)
             tail += 1
             moved = True
         while head < w.stretch[s, 1]:
             head += 1
             moved = True
             if head > bound:  # the old stack is used up: make one of all that is left
-                back[tail] = identity
+                _copy(identity, back[tail])
                 exponents[tail] = 0
                 for m in range(tail - 1, head - 1, -1):
                     up = _multiply(back[m + 1], w.D[m + 1], zeros, back[m])
                     exponents[m] = exponents[m + 1] + up + w.shifts[m + 1]
                 bound = tail
-                front[:] = identity
+                _copy(identity, front)
                 front_exponent = 0
         if moved:
             up = _multiply(front, back[head], zeros, joint)
