@@ -38,7 +38,7 @@ _half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
     tile(r, vectors=1) for r in range(1, 9)
 )
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
-_long1 = tile(1, panels=PANELS[1], together=False)
+_long1 = tile(1, panels=PANELS[1], kind="long")
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # K up to which two panels are no more than L1 holds, 32 KB; up to twice that, one is.  So much at a
 # time, to and fro, a step of three gates of 64 units takes 0.35 us and not 0.52.  Beyond that
@@ -48,7 +48,7 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
-    tile(r, transposed=True) for r in range(1, 9)
+    tile(r, kind="transposed") for r in range(1, 9)
 )
 _copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 

@@ -17,9 +17,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
-
-# FMAs of a whole register that a core begins in a cycle; Zen 4 splits each in two halves.
-FMAS = 1 if binding.get_host_cpu_name() == "znver4" else 2
+FMAS = 1 if binding.get_host_cpu_name() == "znver4" else 2  # of a register, begun in a cycle
 
 VECTORS = 2  # registers a panel of packed weights is wide
 # Rows of a tile.  8 x 2 accumulators, 2 weights and a broadcast fill AVX-512's and NEON's 32
@@ -236,10 +234,8 @@ def turn_block(typingctx, source, target):
 def _vector(place: Any) -> tuple[ir.VectorType, int]:
     """The register of the elements that the Numba type of `rows` points to, and their bytes."""
     single = place[0].dtype == types.float32
-    size = 4 if single else 8
-    return ir.VectorType(
-        ir.FloatType() if single else ir.DoubleType(), REGISTER_BYTES // size
-    ), size
+    element, size = (ir.FloatType(), 4) if single else (ir.DoubleType(), 8)
+    return ir.VectorType(element, REGISTER_BYTES // size), size
 
 
 def _register(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorType) -> Any:
@@ -301,23 +297,18 @@ class _Loop:
         return sums
 
 
-def tile(
-    height: int,
-    panels: int = 1,
-    vectors: int = VECTORS,
-    transposed: bool = False,
-    together: bool = True,
-) -> Any:
+def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -> Any:
     """A kernel for `height` rows of C and `panels` panels of packed weights.
 
     C = (S + A1 W1) + A2 W2, each element two sums over the halves of k in order: a tile of one row
     would else wait for the latency of the FMA.  Every tile adds in this order, so that the bits of
-    an element do not depend on the tile it falls into.  If `transposed`, C = S + (A' W), one sum.
-    A, W, S and C are `rows`: A (height,K), or (K,height) if `transposed`; W (panels,K,width) with
+    an element do not depend on the tile it falls into; in a "long" one the second half comes after
+    the first, as where there are many rows.  If "transposed", C = S + (A' W), one sum.
+    A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.
     """
-    across = range(panels * vectors)
+    across, transposed = range(panels * vectors), kind == "transposed"
     # The next panel is on its way while several tiles read this one: W of a thousand units lies in
     # L3 or beyond, and an LSTM's step took 4 % longer.
     fetching = panels == 1 and height * vectors > TOGETHER and not transposed
@@ -393,7 +384,7 @@ def tile(
                 more = builder.sub(K, less)
                 firsts = [none, more]
                 start = loaded(registers(s, lds))
-                if together and height * len(across) <= TOGETHER:
+                if kind != "long" and height * len(across) <= TOGETHER:
                     total, other = loop.run(none, less, [start, zeros], one_step)
                     total = loop.once(builder.icmp_signed("<", less, more), total, one_step, less)
                 else:

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.windows import columns, gram, history_norms
+from ..kernels.small import columns
+from ..kernels.windows import gram, history_norms
 from .factors import expected_shortfall, upper_margin
 from .products import OfChain, Stretch, carry, checked, orthonormal
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..chains import Chain
 from ..kernels.frames import EMPTY
-from ..kernels.windows import Windows, columns, meet, window_norms
+from ..kernels.small import columns
+from ..kernels.windows import Windows, meet, window_norms
 from ..threads import both, share
 from .products import Carried, Stretch, carry, orthonormal
 
