@@ -1,4 +1,7 @@
-"""A pytest plugin: let fastbptt see a processor without the features named in NARROW_REGISTERS."""
+"""A pytest plugin: let fastbptt see the processor NUMBA_CPU_NAME, without some features.
+
+Those are named in NARROW_REGISTERS.
+"""
 
 import os
 
@@ -8,3 +11,4 @@ _features = binding.get_host_cpu_features()
 for _name in os.environ.get("NARROW_REGISTERS", "").split():
     _features[_name] = False
 binding.get_host_cpu_features = lambda: _features
+binding.get_host_cpu_name = lambda: os.environ["NUMBA_CPU_NAME"]

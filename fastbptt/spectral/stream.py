@@ -105,8 +105,7 @@ class JacobianStream:
         self._layout: Layout | None = None
         self._carried: kernels.Stream | None = None
         self._curve: list[tuple[int, BlockNorms]] = []
-        self._curve_stride = 1
-        self._updates = 0
+        self._curve_stride, self._updates = 1, 0
         if state is not None:
             part = state[0] if net.weights.design.has_c and len(state) else state
             shape = checks.array(part, "state", net.dtype).shape
@@ -246,8 +245,7 @@ class JacobianStream:
         if s is None or self._layout is None:
             raise RuntimeError("result: nothing was streamed yet; call update first")
         noted, now = self._curve[-1]
-        if noted != self.steps:
-            now = self._norms()
+        now = now if noted == self.steps else self._norms()
         lower, estimate, upper = self._interval(now, delta)
         steps = np.array([t for t, _ in self._curve], np.int64)
         curve = BlockNorms(*(np.array([p[i] for _, p in self._curve]) for i in range(3)))
