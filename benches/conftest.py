@@ -1,3 +1,4 @@
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -86,7 +87,9 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     machine_info["versions"] = {name: version(name) for name in installed} | {
         "fastbptt": fastbptt.__version__
     }
-    machine_info["arguments"] = [arg for arg in given if not arg.startswith("--benchmark-json")]
+    written = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    written.add_argument("--benchmark-json")  # where to, which is no part of what was run
+    machine_info["arguments"] = written.parse_known_args(given)[1]
 
 
 @pytest.fixture(scope="session")

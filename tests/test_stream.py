@@ -336,6 +336,13 @@ def test_save_and_load_go_on_to_the_same_bits(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["stream.npz"]
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (1, 2, 4)])
+def test_no_result_before_the_first_chunk(shape):
+    stream = fb.JacobianStream(fb.RNN(3, 4, rng=0), state=np.zeros(shape, np.float32))
+    with pytest.raises(RuntimeError, match="update first"):
+        stream.result()
+
+
 def test_save_before_the_first_chunk(tmp_path):
     net, x = driven(5)
     fb.JacobianStream(net, rng=9).save(tmp_path / "new")

@@ -23,6 +23,7 @@ from .cells import (
 from .jit import implements, kernel
 from .panels import panel_matmul
 from .simd import rows, shifted
+from .small import copy
 from .sweeps import slots_matmul
 
 
@@ -187,13 +188,6 @@ def _pull_linearised(chain, steps, block):
             panel_matmul(a, M, w, n.x * Hp, width, Hp, below, below)
 
 
-@kernel
-def _keep(now, kept):
-    for r in range(now.shape[0]):  # in registers, which an assignment of arrays is not
-        for j in range(now.shape[1]):
-            kept[r, j] = now[r, j]
-
-
 @kernel(allocates=True)
 def push(chain, firsts, count, block, record):
     """block.now <- its rows `count` steps on; record (count,groups·k,.) gets each or is empty."""
@@ -209,9 +203,9 @@ def _push(chain, firsts, count, block, record, steps):
         push_step(chain, steps, Block(now, after, block.a, block.k))
         now, after = after, now
         if record.shape[0] > 0:
-            _keep(now, record[i])
+            copy(now, record[i])
     if count % 2 == 1:
-        _keep(now, block.now)
+        copy(now, block.now)
 
 
 @kernel(allocates=True)
@@ -227,7 +221,7 @@ def _pull(chain, firsts, count, block, record, steps):
             steps[g] = firsts[g] - 1 - i
         pull_step(chain, steps, block)
         if record.shape[0] > 0:
-            _keep(block.now, record[i])
+            copy(block.now, record[i])
 
 
 @kernel

@@ -158,7 +158,7 @@ def norm(A, zeros, scratch, squarings):
 
 @kernel
 def copy(A, B):
-    """B <- A, of one shape."""
+    """B <- A, of one shape and any dtype; in registers, which an assignment of arrays is not."""
     for i in range(A.shape[0]):
         for j in range(A.shape[1]):
             B[i, j] = A[i, j]

@@ -242,7 +242,7 @@ class JacobianStream:
         """
         delta = checks.probability(delta, "delta")
         s = self._carried
-        if s is None or self._layout is None:
+        if s is None or self._layout is None or not self._curve:
             raise RuntimeError("result: nothing was streamed yet; call update first")
         noted, now = self._curve[-1]
         now = now if noted == self.steps else self._norms()
