@@ -125,6 +125,9 @@ def line(typingctx, array, offset, region):
         raise TypingError(f"region: expected one of {', '.join(REGIONS)}")
 
     def codegen(context, builder, sig, args):
+        # llvmlite's own `add` knows no attribute with a value
+        width = f'"prefer-vector-width"="{8 * REGISTER_BYTES}"'
+        set.add(builder.function.attributes, width)
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
         return builder.gep(data, [args[1]])
 
@@ -338,6 +341,10 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
             def row(pointer, stride, r):
                 return builder.gep(pointer, [builder.mul(stride, r)])
 
+            def hidden(pointer):
+                kept = ir.FunctionType(pointer.type, [pointer.type])
+                return builder.asm(kept, "", "=r,0", [pointer], False)
+
             def registers(pointer, stride):
                 return [
                     _register(builder, row(pointer, stride, i64(r)), v, vector)
@@ -361,8 +368,7 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
                         _fetch(builder, _register(builder, later, v, vector), _L2)
                 updated = []
                 for r in range(height):
-                    at = (k, lda, i64(r)) if transposed else (i64(r), lda, k)
-                    source = builder.gep(a, [builder.add(builder.mul(at[1], at[0]), at[2])])
+                    source = builder.gep(sources[r], [builder.mul(k, lda) if transposed else k])
                     element = builder.load(source, typ=vector.element)
                     one = builder.insert_element(undefined, element, i32(0))
                     one = builder.shuffle_vector(one, undefined, everywhere)
@@ -373,6 +379,10 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
                 return updated
 
             none = i64(0)
+            sources = [
+                builder.gep(a, [i64(r)]) if transposed else hidden(row(a, lda, i64(r)))
+                for r in range(height)
+            ]
             if transposed:
                 firsts = [none]
                 for pointer in registers(s, lds):  # long before they are added to
