@@ -1,5 +1,6 @@
 """What the machine can do at most: arithmetic, and reading from each level of the memory."""
 
+import pathlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,9 +10,20 @@ import numpy as np
 from timing import fma_peak
 
 from fastbptt.kernels import elementary
+from fastbptt.kernels.lines import line
 
-# Bytes of a server core's own caches, and of the L3 it shares.
-CACHES = {"L1": 32 << 10, "L2": 1 << 20, "L3": 16 << 20}
+
+def _own_cache(level: int, usual: int) -> int:
+    """Bytes of a core's own data cache: Linux knows, elsewhere it is taken for the `usual` one."""
+    for cache in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        said = {name: (cache / name).read_text().strip() for name in ("level", "type", "size")}
+        if said["level"] == str(level) and said["type"] != "Instruction":
+            return int(said["size"].removesuffix("K")) << 10
+    return usual
+
+
+# Bytes of a core's own caches, and of a core's part of the L3 that a server shares out.
+CACHES = {"L1": _own_cache(1, 32 << 10), "L2": _own_cache(2, 1 << 20), "L3": 16 << 20}
 # What fits beside the vectors that a step also touches.
 CAPACITY = {name: size * 7 // 8 for name, size in CACHES.items()}
 # Bytes that each thread reads again and again.
@@ -22,20 +34,24 @@ _SGEMM = 1024
 
 
 @numba.njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
-def _read(a, b, c, d, times):
+def _read(parts, times):
     """Four streams to one sum, which else would wait for itself."""
-    total = a.dtype.type(0)
+    n = parts.shape[1]
+    a, b = line(parts, 0, "a0"), line(parts, n, "a1")
+    c, d = line(parts, 2 * n, "a2"), line(parts, 3 * n, "a3")
+    total = parts.dtype.type(0)
     for _ in range(times):
-        for i in range(a.size):
+        for i in range(n):
             total += (a[i] + b[i]) + (c[i] + d[i])
     return total
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _curves(x, y, times):
+def _curves(values, times):
     """The three sigmoids and two tanhs of so many units of an LSTM."""
+    x, y = line(values, 0, "a0"), line(values, values.shape[1], "a1")
     for _ in range(times):
-        for i in range(x.size):
+        for i in range(values.shape[1]):
             gates = elementary.sigmoid(x[i]) * elementary.sigmoid(y[i])
             candidate = elementary.sigmoid(x[i] + y[i]) * elementary.tanh(x[i])
             y[i] = gates + elementary.tanh(candidate)
@@ -46,12 +62,12 @@ def curve_rate(dtype: str, threads: int) -> float:
     elements = LEVELS["L1"] // 16
 
     def one(_: int) -> float:
-        x, y = np.linspace(-4, 4, elements, dtype=dtype), np.zeros(elements, dtype)
+        values = np.linspace([-4, 0], [4, 0], elements, dtype=dtype, axis=1)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
             times *= 2
             start = time.perf_counter()
-            _curves(x, y, times)
+            _curves(values, times)
             seconds = time.perf_counter() - start
         return 5 * elements * times / seconds / 1e9
 
@@ -69,7 +85,7 @@ def bandwidth(size: int, threads: int) -> float:
         while seconds < _SECONDS:
             times *= 2
             start = time.perf_counter()
-            _read(*parts, times)
+            _read(parts, times)
             seconds = time.perf_counter() - start
         return times * size / seconds / 1e9
 

@@ -35,7 +35,7 @@ from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
 
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
-_PEAK_K = 64
+_PEAK_K = 128
 _PEAK_SECONDS = 0.01
 
 

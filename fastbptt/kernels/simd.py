@@ -5,15 +5,13 @@ stay in registers.  Nothing outside this file knows how wide a register is but t
 """
 
 import functools
-import operator
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic
 
 _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
@@ -56,21 +54,6 @@ def rows(typingctx, array, offset, stride):
 
 
 @intrinsic
-def whole(typingctx, array, n):
-    """n, which is a number of whole registers of `array`: loops up to it have no tail.
-
-    The code of the tail, which never runs, would take the registers that the constants of an
-    activation need, and a row of 64 units is but four turns of the loop: a tenth of a step.
-    """
-
-    def codegen(context, builder, sig, args):
-        width = REGISTER_BYTES * 8 // sig.args[0].dtype.bitwidth
-        return builder.and_(args[1], ir.IntType(64)(-width))
-
-    return types.intp(array, types.intp), codegen
-
-
-@intrinsic
 def shifted(typingctx, place, offset, stride):
     """The rows `place` begun `offset` elements later and `stride` elements apart."""
     sig = place(place, types.intp, types.intp)
@@ -83,98 +66,6 @@ def shifted(typingctx, place, offset, stride):
         )
 
     return sig, codegen
-
-
-# Memory of different names never overlaps: the state, the slots of a, and the gradients of each.
-REGIONS = (
-    "h",
-    "c",
-    "dh",
-    "dc",
-    "dy",
-    "step",
-    "factors",
-    "ax",
-    "start",
-    *(f"{a}{slot}" for a in ("a", "da") for slot in range(5)),
-)
-
-
-class Line(types.Type):
-    """Elements of one region, from a pointer on: what `line` makes, with line[j] to get and set."""
-
-    def __init__(self, dtype: types.Type, region: str) -> None:
-        self.dtype, self.region = dtype, region
-        super().__init__(f"Line({dtype}, {region})")
-
-
-@register_model(Line)
-class _LineModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, line: Line) -> None:
-        super().__init__(manager, line, manager.lookup(line.dtype).get_data_type().as_pointer())
-
-
-@intrinsic(prefer_literal=True)
-def line(typingctx, array, offset, region):
-    """The elements of `array` from flat element `offset` on, which lie in `region`.
-
-    Of a loop over many arrays LLVM would check every pair for overlap, and beyond eight pairs not
-    vectorise at all: through lines it knows which cannot overlap.
-    """
-    if region.literal_value not in REGIONS:
-        raise TypingError(f"region: expected one of {', '.join(REGIONS)}")
-
-    def codegen(context, builder, sig, args):
-        # llvmlite's own `add` knows no attribute with a value
-        width = f'"prefer-vector-width"="{8 * REGISTER_BYTES}"'
-        set.add(builder.function.attributes, width)
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.gep(data, [args[1]])
-
-    return Line(array.dtype, region.literal_value)(array, types.intp, region), codegen
-
-
-def _mark(builder: Any, instruction: Any, region: str) -> Any:
-    """Tell LLVM that what `instruction` reads or writes lies in `region`, and in no other."""
-    module = builder.module
-    domain = module.add_metadata(["fastbptt"])
-    scopes = {name: module.add_metadata([f"fastbptt {name}", domain]) for name in REGIONS}
-    instruction.set_metadata("alias.scope", module.add_metadata([scopes.pop(region)]))
-    instruction.set_metadata("noalias", module.add_metadata(list(scopes.values())))
-    return instruction
-
-
-@intrinsic
-def _get(typingctx, line, j):
-    def codegen(context, builder, sig, args):
-        pointer = builder.gep(args[0], [args[1]])
-        return _mark(builder, builder.load(pointer), sig.args[0].region)
-
-    return line.dtype(line, types.intp), codegen
-
-
-@intrinsic
-def _set(typingctx, line, j, value):
-    def codegen(context, builder, sig, args):
-        pointer = builder.gep(args[0], [args[1]])
-        _mark(builder, builder.store(args[2], pointer), sig.args[0].region)
-        return context.get_dummy_value()
-
-    return types.void(line, types.intp, line.dtype), codegen
-
-
-@overload(operator.getitem)
-def _line_getitem(line, j):
-    if isinstance(line, Line):
-        return lambda line, j: _get(line, j)
-    return None
-
-
-@overload(operator.setitem)
-def _line_setitem(line, j, value):
-    if isinstance(line, Line):
-        return lambda line, j, value: _set(line, j, value)
-    return None
 
 
 def copy_run(registers: int = 0, elements: int = 0) -> Any:
@@ -248,6 +139,7 @@ def _register(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorType
 
 
 _L1, _L2 = 3, 2
+_SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
 
 
 def _fetch(builder: ir.IRBuilder, pointer: Any, cache: int) -> None:
@@ -309,16 +201,15 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
     the first, as where there are many rows.  If "transposed", C = S + (A' W), one sum.
     A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
-    all rows.
+    all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what a
+    later tile needs from further away.
     """
     across, transposed = range(panels * vectors), kind == "transposed"
-    # The next panel is on its way while several tiles read this one: W of a thousand units lies in
-    # L3 or beyond, and an LSTM's step took 4 % longer.
-    fetching = panels == 1 and height * vectors > TOGETHER and not transposed
+    fetching = panels == 1 and height * vectors > TOGETHER
 
     @intrinsic
-    def kernel(typingctx, A, W, K, S, C):
-        sig = types.void(A, W, types.intp, S, C)
+    def kernel(typingctx, A, W, K, S, C, ahead):
+        sig = types.void(A, W, types.intp, S, C, ahead)
         i32, i64 = ir.IntType(32), ir.IntType(64)
         vector, size = _vector(W)
         width = vector.count
@@ -327,8 +218,8 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
         zeros = [ir.Constant(vector, [0.0] * width)] * (height * len(across))
 
         def codegen(context, builder, sig, args):
-            (a, lda), (w, ldw), (s, lds), (c, ldc) = (
-                cgutils.unpack_tuple(builder, args[i]) for i in (0, 1, 3, 4)
+            (a, lda), (w, ldw), (s, lds), (c, ldc), (next_w, next_ld) = (
+                cgutils.unpack_tuple(builder, args[i]) for i in (0, 1, 3, 4, 5)
             )
             K = args[2]
             fma = cgutils.get_or_insert_function(
@@ -342,6 +233,11 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
                 return builder.gep(pointer, [builder.mul(stride, r)])
 
             def hidden(pointer):
+                """The pointer, of unknown origin.
+
+                Else LLVM makes those of the rows from one another, at every step of k, on the ports
+                that the FMAs need: up to a tenth slower.
+                """
                 kept = ir.FunctionType(pointer.type, [pointer.type])
                 return builder.asm(kept, "", "=r,0", [pointer], False)
 
@@ -363,9 +259,10 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
                     for v in range(vectors)
                 )
                 if fetching:
+                    _fetch(builder, row(next_w, next_ld, k), _L2)
                     for v in range(vectors):
-                        later = row(w, i64(vectors * width), builder.add(K, k))
-                        _fetch(builder, _register(builder, later, v, vector), _L2)
+                        later = row(w, i64(vectors * width), builder.add(k, i64(_SOON)))
+                        _fetch(builder, _register(builder, later, v, vector), _L1)
                 updated = []
                 for r in range(height):
                     source = builder.gep(sources[r], [builder.mul(k, lda) if transposed else k])

@@ -21,8 +21,9 @@ from .cells import (
 )
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
+from .lines import line
 from .panels import BLOCK
-from .simd import line, rows, shifted
+from .simd import rows, shifted
 from .sweeps import matmul_steps, slots_matmul
 
 LONGEST = 64  # steps between two orthonormalisations, at most

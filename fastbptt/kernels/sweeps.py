@@ -16,6 +16,7 @@ import numpy as np
 
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .jit import kernel
+from .lines import line, whole
 from .panels import (
     BLOCK,
     VECTORS,
@@ -24,7 +25,7 @@ from .panels import (
     panel_matmul,
     weight_gradient,
 )
-from .simd import line, rows, shifted, whole
+from .simd import rows, shifted
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them

@@ -3,7 +3,7 @@
 The loops over time (`sweeps`, `stream`) call these stubs with a cell's packed weights; Numba picks
 the cell's own formulas by the type of the first argument.  Each works on the units j0 <= j < j1
 whose pre-activations a panel product has just left in L1, and on `M` rows from those of `at` on.
-They read and write through `simd.line`: plain indexing would not vectorise, because Numba wraps
+They read and write through `lines.line`: plain indexing would not vectorise, because Numba wraps
 negative indices by a select and because LLVM cannot tell the arrays apart.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..activations import Sigmoid, Tanh, slope
 from ..elementary import sigmoid, tanh
 from ..jit import implements
-from ..simd import line
+from ..lines import line
 from . import (
     Design,
     Slots,

@@ -11,7 +11,7 @@ import numpy as np
 from ..activations import Sigmoid, Tanh, slope
 from ..elementary import sigmoid, tanh
 from ..jit import implements
-from ..simd import line
+from ..lines import line
 from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
 
 SLOTS = Slots(x=4, first=0, gate=0, last=4, direct=False, factors=6)  # i f g o

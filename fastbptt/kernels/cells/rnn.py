@@ -9,7 +9,7 @@ import numpy as np
 
 from ..activations import slope, slope_at_value, value
 from ..jit import implements
-from ..simd import line
+from ..lines import line
 from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
 
 SLOTS = Slots(x=1, first=0, gate=0, last=1, direct=False, factors=1)
