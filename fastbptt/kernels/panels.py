@@ -17,6 +17,7 @@ from .simd import (
     PANELS,
     REGISTER_BYTES,
     ROWS,
+    TALLEST,
     VECTORS,
     copy_run,
     lanes,
@@ -33,9 +34,11 @@ GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a ti
 
 
 # Names and not a table: Numba sees intrinsics as globals only.
-_tile1, _tile2, _tile3, _tile4, _tile5, _tile6, _tile7, _tile8 = (tile(r) for r in range(1, 9))
-_half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8 = (
-    tile(r, vectors=1) for r in range(1, 9)
+_tile1, _tile2, _tile3, _tile4, _tile5, _tile6, _tile7, _tile8, _tile9 = (
+    tile(r) for r in range(1, 10)
+)
+_half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8, _half9 = (
+    tile(r, vectors=1) for r in range(1, 10)
 )
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
 _long1 = tile(1, panels=PANELS[1], kind="long")
@@ -134,7 +137,9 @@ def gradient_scratch(dtype: Any) -> tuple[int, ...]:
 @kernel
 def _full_tile(height, A, W, K, S, C, ahead):
     """C = S + A W' for one panel and `height` rows."""
-    if height == 8:
+    if height == 9:
+        _tile9(A, W, K, S, C, ahead)
+    elif height == 8:
         _tile8(A, W, K, S, C, ahead)
     elif height == 7:
         _tile7(A, W, K, S, C, ahead)
@@ -155,7 +160,9 @@ def _full_tile(height, A, W, K, S, C, ahead):
 @kernel
 def _half_tile(height, A, W, K, S, C, ahead):
     """C = S + A W' for the last panel, one register wide, and `height` rows."""
-    if height == 8:
+    if height == 9:
+        _half9(A, W, K, S, C, ahead)
+    elif height == 8:
         _half8(A, W, K, S, C, ahead)
     elif height == 7:
         _half7(A, W, K, S, C, ahead)
@@ -269,7 +276,7 @@ def _rows_matmul(A, M, W, K, width, N, S, C):
             _wide3(A, w, K, s, c, ahead)
             j += _WIDE3 * panel
         else:
-            r, tiles = 0, (M + ROWS - 1) // ROWS
+            r, tiles = 0, (M + TALLEST - 1) // TALLEST
             # The next panel is on its way while the tiles read this one, a part of it by each: all
             # by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 % less.
             share = panel // tiles

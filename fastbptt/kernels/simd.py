@@ -21,6 +21,7 @@ VECTORS = 2  # registers a panel of packed weights is wide
 # Rows of a tile.  8 x 2 accumulators, 2 weights and a broadcast fill AVX-512's and NEON's 32
 # registers without a spill; 12 x 2 spilled and was a third slower.  AVX2 has 16 registers: 6 x 2.
 ROWS = 6 if REGISTER_BYTES == 32 else 8
+TALLEST = 6 if REGISTER_BYTES == 32 else 9  # of one that is alone: a state and its 8 tangents
 # A tile of few rows takes several panels side by side: two accumulators alone wait for the latency
 # of the FMA, and one stream of weights reads L2 at half its bandwidth.  Prefetching the weights
 # 4 to 24 steps of k ahead cost a row of 64 units 8 % and gave one of 256 nothing: L2 has no more.
