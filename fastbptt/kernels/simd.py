@@ -152,6 +152,18 @@ def _fetch(builder: ir.IRBuilder, pointer: Any, cache: int) -> None:
     builder.call(function, [builder.bitcast(pointer, byte), i32(0), i32(cache), i32(1)])
 
 
+@intrinsic
+def fetch(typingctx, place):
+    """Have the cache line at `place` brought to L1 while the processor goes on."""
+
+    def codegen(context, builder, sig, args):
+        pointer, _ = cgutils.unpack_tuple(builder, args[0])
+        _fetch(builder, pointer, _L1)
+        return context.get_dummy_value()
+
+    return types.void(place), codegen
+
+
 class _Loop:
     """Accumulators of a tile, and the loop over k that fills them."""
 

@@ -25,7 +25,7 @@ from .panels import (
     panel_matmul,
     weight_gradient,
 )
-from .simd import rows, shifted
+from .simd import fetch, rows, shifted
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
@@ -66,6 +66,17 @@ def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
     W's stride is 1 if the last are to be read first, as in `panel_matmul`.
     """
     _hot_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C)
+
+
+@kernel(inlined=True)
+def _fetch_rows(place, M, n, width):
+    """Have M rows of n elements brought here, all at once, from the other members of a team.
+
+    A product asks for one line at a time, and each takes as long as a barrier.
+    """
+    for r in range(M):
+        for j in range(0, n, width):
+            fetch(shifted(place, r * place[1] + j, 0))
 
 
 @kernel(inlined=True)
@@ -138,6 +149,8 @@ def forward(cell, x, m, starts, width, span, team):
             row = starts[t + 1] - origin + b0
             at = At(starts[t] + b0, starts[t + 1] + b0, c_now + b0, c_next + b0, row, 0, 0, 0)
             source = rows(m.h, at.h * Hp, Hp)
+            if members > 1:
+                _fetch_rows(source, M, Hp, width)
             if n.gate > n.first:
                 for q in range(last + 1):
                     j0 = u0 + block * q
@@ -152,6 +165,7 @@ def forward(cell, x, m, starts, width, span, team):
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
+                    _fetch_rows(source, M, Hp, width)
             # to and fro: what of W_hh the last step left in the cache is read first
             back = t % 2
             w_shared, w_own = shifted(w_hh, 0, back), shifted(w_alone, 0, back)
@@ -209,6 +223,8 @@ def backward(cell, dy, m, d, starts, width, span, team):
             c_now, c_next = starts[t] + b0, starts[t + 1] + b0
             at = At(c_now, c_next, c_now, c_next, s, row, b0, s)
             source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
+            if members > 1:
+                _fetch_rows(source, later, head * Hp, width)
             for q in range(last + 1):
                 j0 = u0 + block * (q if t % 2 == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
@@ -233,6 +249,8 @@ def backward(cell, dy, m, d, starts, width, span, team):
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
+                if members > 1:
+                    _fetch_rows(source, M, (n.last - n.gate) * Hp, width)
                 for q in range(last + 1):
                     j0 = u0 + block * q
                     j1 = j0 + whole(m.h, min(block, u1 - j0))

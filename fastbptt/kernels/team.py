@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from .jit import kernel
 
 _LINE = 8  # elements of a cache line
-_WANTED, _JOINED, _SIZE, _ARRIVED, _WAITED, _LAST = (_LINE * i for i in range(6))
+_WANTED, _JOINED, _SIZE, _WAITED, _LAST, _ARRIVED = (_LINE * i for i in range(6))
 _CLOSED = 1 << 32
 _SPINS = 20_000  # pauses, about a millisecond: a thread that is awake comes within some 50 us
 _SHORT = 500  # pauses, some 10 us: a wait that needs no explanation
@@ -38,10 +38,15 @@ ALONE = Team(np.zeros(0, np.int64), True)
 
 
 def board(wanted: int) -> np.ndarray:
-    """The board of one call's team of at most `wanted` members."""
-    lines = np.zeros(7 * _LINE, np.int64)
+    """The board of one call's team of at most `wanted` members.
+
+    From _ARRIVED on each has a line that it alone writes: one that all add to has to be owned by
+    each in turn, which takes as long as everything else at a barrier.
+    """
+    size = _ARRIVED + _LINE * wanted
+    lines = np.zeros(size + _LINE, np.int64)
     offset = -lines.__array_interface__["data"][0] // lines.itemsize % _LINE
-    board = lines[offset : offset + 6 * _LINE]
+    board = lines[offset : offset + size]
     board[_WANTED] = wanted
     return board
 
@@ -83,6 +88,18 @@ def _load(typingctx, array, index):
         return builder.load_atomic(pointer, "acquire", 8)
 
     return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def _store(typingctx, array, index, value):
+    """Set the element, after all that was written earlier."""
+
+    def codegen(context, builder, sig, args):
+        pointer = _place(context, builder, sig.args[0], args[0], args[1])
+        builder.store_atomic(args[2], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), codegen
 
 
 @intrinsic
@@ -138,11 +155,12 @@ def barrier(team, number, members, meeting):
     Where the team parts, its leader goes on as the only member and for the others members is 0.
     """
     board = team.board
-    _fetch_add(board, _ARRIVED, 1)
+    _store(board, _ARRIVED + _LINE * number, meeting)
     spins = 0
-    while _load(board, _ARRIVED) < meeting * members:
-        spins += 1
-        _pause(spins > _PATIENCE)
+    for other in range(members):
+        while _load(board, _ARRIVED + _LINE * other) < meeting:
+            spins += 1
+            _pause(spins > _PATIENCE)
     if spins > _SHORT and _fetch_add(board, _WAITED, spins) + spins > _BUDGET:
         _set_if_zero(board, _LAST, meeting + 1)  # which all will have seen when that one is over
     last = _load(board, _LAST)
