@@ -5,6 +5,7 @@ B = 1, H = 64 that was a third of a train step.
 """
 
 import math
+import weakref
 from ctypes import addressof, c_char
 from typing import Any
 
@@ -14,22 +15,28 @@ _LINE = 64  # bytes of a cache line
 _LEAST_KEPT = 1 << 16  # bytes: what is smaller the allocator itself keeps
 _MOST_IDLE = 1 << 28  # bytes kept for the next call
 
-_idle: dict[int, np.ndarray] = {}  # each of its operations is atomic: no lock, and safe to fork
+
+class _Owner(weakref.ref):
+    """Knows the memory that an array stands on; with the last view of the array that is idle."""
+
+    __slots__ = ("memory", "start")
+    memory: memoryview
+    start: int  # of the first cache line, in bytes
 
 
-class _Block:
-    """Memory that an array stands on; with the last view of that array it becomes idle."""
+# By the owners' ids; each operation on a dict is atomic: no lock, and safe to fork.
+_used: dict[int, _Owner] = {}
+_idle: dict[int, _Owner] = {}
 
-    def __init__(self, raw: np.ndarray, interface: dict[str, Any]) -> None:
-        self._raw, self.__array_interface__ = raw, interface
 
-    def __del__(self) -> None:
-        if self._raw.nbytes > _MOST_IDLE:
-            return
-        _idle[id(self._raw)] = self._raw
-        while sum([raw.nbytes for raw in list(_idle.values())]) > _MOST_IDLE:
-            for oldest in list(_idle)[:1]:
-                _idle.pop(oldest, None)
+def _give_back(owner: _Owner) -> None:
+    _used.pop(id(owner), None)
+    if owner.memory.nbytes > _MOST_IDLE:
+        return
+    _idle[id(owner)] = owner
+    while sum([idle.memory.nbytes for idle in list(_idle.values())]) > _MOST_IDLE:
+        for oldest in list(_idle)[:1]:
+            _idle.pop(oldest, None)
 
 
 def release() -> None:
@@ -48,12 +55,13 @@ def _start(memory: np.ndarray) -> int:
     return -addressof(c_char.from_buffer(memory.data)) % _LINE
 
 
-def _reused(size: int) -> np.ndarray:
-    """So many bytes, idle ones if there are: the last used, which a cache may still hold."""
-    for key, raw in reversed(list(_idle.items())):
-        if raw.nbytes == size and _idle.pop(key, None) is not None:
-            return raw
-    return np.empty(size, np.uint8)
+def _found(size: int) -> tuple[memoryview, int]:
+    """So many bytes, the idle ones last used if there are, and where their first line begins."""
+    for key, owner in reversed(list(_idle.items())):
+        if owner.memory.nbytes == size and _idle.pop(key, None) is not None:
+            return owner.memory, owner.start
+    raw = np.empty(size, np.uint8)
+    return raw.data, _start(raw)
 
 
 def pieces(dtype: Any, *shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -83,11 +91,9 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return small[offset : offset + size].reshape(shape)
     wanted = size * dtype.itemsize
     grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
-    raw = _reused(-(-wanted // grain) * grain + _LINE)
-    interface = {
-        "shape": tuple(map(int, shape)),
-        "typestr": dtype.str,
-        "data": (addressof(c_char.from_buffer(raw.data, _start(raw))), False),
-        "version": 3,
-    }
-    return np.asarray(_Block(raw, interface))
+    memory, start = _found(-(-wanted // grain) * grain + _LINE)
+    array = np.ndarray(shape, dtype, memory, start)
+    owner = _Owner(array, _give_back)
+    owner.memory, owner.start = memory, start
+    _used[id(owner)] = owner
+    return array
