@@ -60,6 +60,7 @@ def _rnn_linearise(cell, p, at, j0, j1):
     s = line(p.factors, at.factors, "factors")
     for j in range(j0, j1):
         s[j] = slope(cell.act, a[j])
+    for j in range(j0, j1):
         h[j] = value(cell.act, a[j])
 
 
