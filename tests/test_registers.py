@@ -31,3 +31,39 @@ def test_panels_on_another_processor(tmp_path, processor, without):
     command += ["-p", "narrow_registers", str(TESTS / "test_panels.py")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+_LOOP = """
+import numpy as np
+from fastbptt.kernels.elementary import sigmoid
+from fastbptt.kernels.jit import kernel
+from fastbptt.kernels.lines import line
+
+@kernel
+def loop(array, n):
+    one = line(array, 0, "h")
+    for j in range(n):
+        one[j] = sigmoid(one[j])
+
+loop(np.zeros(256, np.float32), 256)
+(assembly,) = loop.inspect_asm().values()
+print(*{line.split("%")[1][0] for line in assembly.splitlines() if "vdivps" in line})
+"""
+
+
+@pytest.mark.skipif(
+    not binding.get_host_cpu_features().get("avx512f"), reason="issue 5: registers of 64 bytes"
+)
+def test_loops_take_whole_registers_where_llvm_would_take_halves(tmp_path):
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "skylake-avx512",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(TESTS.parent),
+    }
+    command = [sys.executable, "-c", _LOOP]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    registers = result.stdout.split()  # and what a tail takes
+    assert "z" in registers, result.stderr
+    assert "y" not in registers

@@ -16,11 +16,19 @@ _LEAST_KEPT = 1 << 16  # bytes: what is smaller the allocator itself keeps
 _MOST_IDLE = 1 << 28  # bytes kept for the next call
 
 
+class _Memory(np.ndarray):
+    """What arrays stand on.
+
+    A view's base is the array that owns the memory, but for one of another type: a view of an array
+    that stands on this one has that array as its base, and keeps it alive.
+    """
+
+
 class _Owner(weakref.ref):
     """Knows the memory that an array stands on; with the last view of the array that is idle."""
 
     __slots__ = ("memory", "start")
-    memory: memoryview
+    memory: _Memory
     start: int  # of the first cache line, in bytes
 
 
@@ -55,13 +63,13 @@ def _start(memory: np.ndarray) -> int:
     return -addressof(c_char.from_buffer(memory.data)) % _LINE
 
 
-def _found(size: int) -> tuple[memoryview, int]:
+def _found(size: int) -> tuple[_Memory, int]:
     """So many bytes, the idle ones last used if there are, and where their first line begins."""
     for key, owner in reversed(list(_idle.items())):
         if owner.memory.nbytes == size and _idle.pop(key, None) is not None:
             return owner.memory, owner.start
-    raw = np.empty(size, np.uint8)
-    return raw.data, _start(raw)
+    memory = _Memory(size, np.uint8)
+    return memory, _start(memory)
 
 
 def pieces(dtype: Any, *shapes: tuple[int, ...]) -> list[np.ndarray]:

@@ -332,6 +332,7 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                     a = turned
                 else:
                     a = rows(da, s0 * wide + i, wide)
+                # the next columns: from L3 they took as long as a third of their products
                 ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide)
                 for r in range(0, min(TURNED, i1 - i), ROWS):
                     # all panels for one tile's rows: those of two tiles, a power of two apart,

@@ -1,0 +1,76 @@
+"""Memory that is used again: only when nothing looks at it any more."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+import fastbptt as fb
+from fastbptt.kernels import memory
+
+SHAPE = (300, 100)  # more than the allocator itself would keep
+
+VIEWS = {
+    "slice": lambda y: y[7:, :5],
+    "slice of a slice": lambda y: y[7:][:, :5],
+    "reshape": lambda y: y.reshape(-1),
+    "transpose": lambda y: y.T,
+    "view": lambda y: y.view(np.int32),
+    "subclass": lambda y: y.view(np.matrix),
+    "view of a subclass": lambda y: np.asarray(y.view(np.matrix)),
+    "asarray": np.asarray,
+    "broadcast": lambda y: np.broadcast_to(y, (2, *SHAPE)),
+    "strided": lambda y: np.lib.stride_tricks.as_strided(y, (3, 3), (8, 4)),
+    "buffer": memoryview,
+    "array of a buffer": lambda y: np.asarray(memoryview(y)),
+    "bytes": lambda y: np.frombuffer(y, np.uint8),
+    "torch": torch.from_numpy,
+    "dlpack": np.from_dlpack,
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_idle():
+    gc.collect()
+    fb.release_memory()
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_a_view_looks_at_is_not_used_again_before_the_view_goes(name):
+    array = memory.aligned(SHAPE, np.float32)
+    array[:] = 1
+    address, view = array.ctypes.data, VIEWS[name](array)
+    del array
+    gc.collect()
+    other = memory.aligned(SHAPE, np.float32)
+    other[:] = 2
+    assert other.ctypes.data != address
+    seen = np.asarray(view).tobytes()
+    assert seen == np.ones(len(seen) // 4, np.float32).tobytes()
+    del view, other
+    gc.collect()
+    again = [memory.aligned(SHAPE, np.float32) for _ in range(2)]
+    assert address in [one.ctypes.data for one in again]
+
+
+def test_memory_begins_on_a_line_and_is_given_back():
+    for size in (1, 100, 20_000, 300_000):
+        for dtype in (np.float32, np.float64):
+            assert memory.aligned((size,), dtype).ctypes.data % 64 == 0
+    assert memory._idle
+    fb.release_memory()
+    assert not memory._idle
+    kept = memory.aligned(SHAPE, np.float32)
+    del kept
+    gc.collect()
+    assert not memory._used
+
+
+def test_no_more_is_kept_than_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST_IDLE", 1 << 20)
+    arrays = [memory.aligned((1 << 16,), np.float32) for _ in range(9)]  # of 256 KB
+    del arrays
+    assert 0 < sum(owner.memory.nbytes for owner in memory._idle.values()) <= 1 << 20
+    memory.aligned((1 << 20,), np.float32)  # of 4 MB
+    assert sum(owner.memory.nbytes for owner in memory._idle.values()) <= 1 << 20
