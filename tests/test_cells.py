@@ -1,6 +1,7 @@
 """Every cell, depth and direction, ragged batches and resets: against the reference and torch."""
 
 import itertools
+import platform
 
 import numpy as np
 import pytest
@@ -482,3 +483,26 @@ def test_names_and_shapes_are_those_of_torch():
         wanted = [(name, tuple(p.shape)) for name, p in other.named_parameters()]
         assert [(name, y.shape) for name, y in net.state_dict().items()] == wanted
     assert {kind for kind, _ in KINDS} == set(NETWORKS)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gradient_vanishes_past_the_subnormal_numbers_and_leaves_them_to_others(
+    kind, options, count, monkeypatch
+):
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    net = getattr(fb, kind)(3, 8, rng=0, **options)
+    for name, y in net.state_dict().items():
+        setattr(net, name, y * np.float32(0.3))
+    x = np.random.default_rng(0).normal(size=(300, 4, 3)).astype(np.float32)
+    with threads.num_threads(count):
+        trace = net.trace(x)
+        grads = trace.backward(None, trace.state, per_step=True)
+    tiny = np.finfo(np.float32).tiny
+    for y in grads.per_step.values():
+        size = np.abs(y)
+        assert size.max() > tiny
+        assert (size == 0).any()
+        if platform.machine() in ("x86_64", "AMD64"):
+            assert not ((size > 0) & (size < tiny)).any()
+    assert (np.full(64, tiny) / np.float32(8) > 0).all()

@@ -25,7 +25,7 @@ from .panels import (
     panel_matmul,
     weight_gradient,
 )
-from .simd import fetch, rows, shifted
+from .simd import fetch, flush_subnormals, restore, rows, shifted
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
@@ -192,6 +192,14 @@ def forward(cell, x, m, starts, width, span, team):
 
 @kernel
 def backward(cell, dy, m, d, starts, width, span, team):
+    """`_backward`, where subnormal numbers count as 0."""
+    before = flush_subnormals()
+    _backward(cell, dy, m, d, starts, width, span, team)
+    restore(before)
+
+
+@kernel
+def _backward(cell, dy, m, d, starts, width, span, team):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
@@ -317,6 +325,14 @@ def _states_before(h, starts, t0, t1, scratch):
 
 @kernel
 def weight_gradients(cell, x, m, da, sums, starts, span, steps):
+    """`_weight_gradients`, where subnormal numbers count as 0."""
+    before = flush_subnormals()
+    _weight_gradients(cell, x, m, da, sums, starts, span, steps)
+    restore(before)
+
+
+@kernel
+def _weight_gradients(cell, x, m, da, sums, starts, span, steps):
     """Add the steps t0 .. t1-1 to a share of the gradients, a chunk of `steps`, the last, at first.
 
     Rows of da begin with those of step t0.  Threads share the rows of the gradients, which are
