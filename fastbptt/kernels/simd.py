@@ -153,15 +153,17 @@ def _fetch(builder: ir.IRBuilder, pointer: Any, cache: int) -> None:
     builder.call(function, [builder.bitcast(pointer, byte), i32(0), i32(cache), i32(1)])
 
 
-_FLUSH = 0x8040  # x86's MXCSR: subnormal results become 0, subnormal operands count as 0
+# x86's MXCSR: subnormal results become 0.  Operands stay what they are: relu's slope at a subnormal
+# h of the forward pass is 1.
+_FLUSH = 0x8000
 
 
 @intrinsic
 def flush_subnormals(typingctx):
-    """From here on this thread's subnormal numbers count as 0; what `restore` takes.
+    """From here on subnormal results of this thread are 0; the state that `restore` takes.
 
     Intel's processors take some hundred cycles for an FMA with one, and a gradient that vanishes
-    goes through all of them: some 30 steps took as long as 2000.  Others are spared.
+    goes through all of them: some 30 steps took as long as 2000.
     """
 
     def codegen(context, builder, sig, args):
@@ -180,7 +182,7 @@ def flush_subnormals(typingctx):
 
 @intrinsic
 def restore(typingctx, state):
-    """Subnormal numbers are again what they were when `flush_subnormals` was called."""
+    """Subnormal results are again what they were when `flush_subnormals` was called."""
 
     def codegen(context, builder, sig, args):
         if platform.machine() in ("x86_64", "AMD64"):

@@ -192,7 +192,7 @@ def forward(cell, x, m, starts, width, span, team):
 
 @kernel
 def backward(cell, dy, m, d, starts, width, span, team):
-    """`_backward`, where subnormal numbers count as 0."""
+    """`_backward`, with 0 for subnormal results."""
     before = flush_subnormals()
     _backward(cell, dy, m, d, starts, width, span, team)
     restore(before)
@@ -325,7 +325,7 @@ def _states_before(h, starts, t0, t1, scratch):
 
 @kernel
 def weight_gradients(cell, x, m, da, sums, starts, span, steps):
-    """`_weight_gradients`, where subnormal numbers count as 0."""
+    """`_weight_gradients`, with 0 for subnormal results."""
     before = flush_subnormals()
     _weight_gradients(cell, x, m, da, sums, starts, span, steps)
     restore(before)
