@@ -16,9 +16,11 @@ from fastbptt.kernels.lines import line
 def _own_cache(level: int, usual: int) -> int:
     """Bytes of a core's own data cache: Linux knows, elsewhere it is taken for the `usual` one."""
     for cache in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        said = {name: (cache / name).read_text().strip() for name in ("level", "type", "size")}
-        if said["level"] == str(level) and said["type"] != "Instruction":
-            return int(said["size"].removesuffix("K")) << 10
+        names = [cache / name for name in ("level", "type", "size")]
+        if all(name.exists() for name in names):  # some machines do not say
+            depth, kind, size = (name.read_text().strip() for name in names)
+            if depth == str(level) and kind != "Instruction":
+                return int(size.removesuffix("K")) << 10
     return usual
 
 
