@@ -15,7 +15,7 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def pack_slots(*products: list[np.ndarray]) -> np.ndarray:
-    """The gates (H,K) of each product -> the panels that `sweeps.slots_matmul` reads.
+    """The gates (H,K) of each product -> the panels that `slots.slots_matmul` reads.
 
     Gates within one block are packed as one matrix, so that few wide tiles cover them all.
     """

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
 # From the bottom up.  A module may import from its own floor's package and from the floors below.
 FLOORS = [
     ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory", "kernels.team"],
-    ["kernels.activations", "kernels.dense", "kernels.lines", "kernels.panels"],
+    ["kernels.activations", "kernels.dense", "kernels.lines", "kernels.panels", "kernels.slots"],
     ["kernels.cells"],
     [
         "kernels.chain",

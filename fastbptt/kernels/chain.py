@@ -23,8 +23,8 @@ from .cells import (
 from .jit import implements, kernel
 from .panels import panel_matmul
 from .simd import rows, shifted
+from .slots import slots_matmul
 from .small import copy
-from .sweeps import slots_matmul
 
 
 class Linearised(NamedTuple):

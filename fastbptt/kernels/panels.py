@@ -18,6 +18,7 @@ from .simd import (
     REGISTER_BYTES,
     ROWS,
     TALLEST,
+    TOGETHER,
     VECTORS,
     copy_run,
     lanes,
@@ -50,6 +51,8 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # does not hold, longer streams of them read 8 % faster.
 _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
+_FETCHING = TOGETHER // VECTORS + 1  # rows from which a tile fetches
+_SOON = 1 << 18  # bytes fetched ahead at most: more would drive out of L2 what is in use
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, kind="transposed") for r in range(1, 9)
 )
@@ -202,18 +205,12 @@ def _turned_tile(height, A, W, K, S, C, ahead):
 
 
 @kernel(inlined=True)
-def hot_panel_matmul(A, M, W, K, width, N, S, C):
-    """`panel_matmul`, the case of one row as a part of whoever calls it.
-
-    For the loops over time: behind the call, a step of one sequence of 64 units took 0.19 us and
-    not 0.15; everywhere, it took three times as long to compile.
-    """
-    if M == 1 and FMAS == 2 and _LONG * width < N * K:
+def row_matmul(A, W, K, width, N, S, C):
+    """`panel_matmul` of one row."""
+    if FMAS == 2 and _LONG * width < N * K:
         _long_row_matmul(A, W, K, width, N, S, C)
-    elif M == 1:
-        _row_matmul(A, W, K, width, N, S, C, False)
     else:
-        _rows_matmul(A, M, W, K, width, N, S, C)
+        _row_matmul(A, W, K, width, N, S, C, False)
 
 
 @kernel
@@ -224,7 +221,10 @@ def panel_matmul(A, M, W, K, width, N, S, C):
     last panels: a loop over time that goes to and fro finds in L1 what the last step left there.
     `width` is the lanes of a register.
     """
-    hot_panel_matmul(A, M, W, K, width, N, S, C)
+    if M == 1:
+        row_matmul(A, W, K, width, N, S, C)
+    else:
+        rows_matmul(A, M, W, K, width, N, S, C, nothing(W))
 
 
 @kernel
@@ -243,55 +243,80 @@ def _row_matmul(A, W, K, width, N, S, C, long):
     while 0 <= first < N:
         j, end = first, min(first + group, N)
         while j < end:
-            w = ahead = shifted(W, j * K, panel * K)
+            w = shifted(W, j * K, panel * K)
             s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
             if j + _WIDE1 * panel <= end:
                 if long:
-                    _long1(A, w, K, s, c, ahead)
+                    _long1(A, w, K, s, c, w)
                 else:
-                    _wide1(A, w, K, s, c, ahead)
+                    _wide1(A, w, K, s, c, w)
                 j += _WIDE1 * panel
             else:
                 if j + panel <= end:
-                    _tile1(A, w, K, s, c, ahead)
+                    _tile1(A, w, K, s, c, w)
                 else:
-                    _half1(A, w, K, s, c, ahead)
+                    _half1(A, w, K, s, c, w)
                 j += panel
         first += onwards
 
 
+@kernel(inlined=True)
+def nothing(place):
+    """What `rows_matmul` is told to fetch where that is nothing."""
+    none = shifted(place, 0, 0)
+    return none, none, none, none, none
+
+
 @kernel
-def _rows_matmul(A, M, W, K, width, N, S, C):
-    """`panel_matmul` of several rows."""
+def rows_matmul(A, M, W, K, width, N, S, C, soon):
+    """`panel_matmul` of several rows.
+
+    `soon` are runs of memory, `rows` with the number of elements in place of a stride, that the
+    loop over time comes to next: with five rows or more each tile has a part of them brought to
+    L2, evenly: in a burst, the lines on their way leave no room for the product's own.
+    """
     panel = VECTORS * width
-    j = 0
+    tiles, itemsize = (M + TALLEST - 1) // TALLEST, REGISTER_BYTES // width
+    size = 0
+    for run in range(len(soon)):
+        size += soon[run][1]
+    wanted = M >= _FETCHING and 0 < size * itemsize <= _SOON
+    ahead = shifted(W, 0, 0)
+    j = n = until = begun = run = 0
     while j < N:
         w = shifted(W, j * K, panel * K)
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
-        ahead = w
         if M == 2 and j + _WIDE2 * panel <= N:
-            _wide2(A, w, K, s, c, ahead)
+            _wide2(A, w, K, s, c, w)
             j += _WIDE2 * panel
         elif M == 3 and j + _WIDE3 * panel <= N:
-            _wide3(A, w, K, s, c, ahead)
+            _wide3(A, w, K, s, c, w)
             j += _WIDE3 * panel
         else:
-            r, tiles = 0, (M + TALLEST - 1) // TALLEST
-            # The next panel is on its way while the tiles read this one, a part of it by each: all
-            # by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 % less.
-            share = panel // tiles
-            ahead = shifted(w, panel * K, share)
+            r, left = 0, tiles
+            if not wanted:
+                # The next panel is on its way while the tiles read this one, a part of it by each:
+                # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
+                # less.
+                ahead = shifted(w, panel * K, panel // tiles)
             while r < M:  # tiles of nearly equal height: a last one of one row would cost as three
-                height = (M - r + tiles - 1) // tiles
+                while wanted and n == until and run < len(soon):
+                    begun += soon[run][1]
+                    until = (N + panel - 1) // panel * tiles * begun // size
+                    steps = max(1, until - n) * K
+                    ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
+                    run += 1
+                height = (M - r + left - 1) // left
                 a = shifted(A, r * A[1], A[1])
                 begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
                 if j + panel <= N:
                     _full_tile(height, a, w, K, begin, end, ahead)
                 else:
                     _half_tile(height, a, w, K, begin, end, ahead)
-                ahead = shifted(ahead, K * share, share)
+                ahead = shifted(ahead, K * ahead[1], ahead[1])
+                n += 1
                 r += height
-                tiles -= 1
+                left -= 1
             j += panel
 
 
@@ -308,9 +333,15 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
     panel = packed.shape[2]
     size = GRADIENT_ROWS * panel
     turned = rows(packed, GROUP * size, TURNED)
+    itemsize = VECTORS * REGISTER_BYTES // panel
     for s0 in range(r0, r1, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, r1 - s0)
         origin = (s0 - r0) * b[1]
+        # the next rows of b, evenly
+        steps = (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) * n
+        block = GRADIENT_ROWS * b[1]
+        share = (block + steps - 1) // steps if block * itemsize <= _SOON else 0
+        soon = shifted(b, origin + block, share)
         for p0 in range(0, Kp // panel, GROUP):
             group = min(GROUP, Kp // panel - p0)
             for p in range(group):
@@ -342,7 +373,7 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                         height = min(ROWS, i1 - i - r)
                         w = rows(packed, p * size, panel)
                         _turned_tile(height, shifted(a, r, a[1]), w, n, c, c, ahead)
-                        ahead = w
+                        ahead, soon = soon, shifted(soon, n * share, share)
 
 
 @kernel

@@ -265,8 +265,8 @@ def tile(height: int, panels: int = 1, vectors: int = VECTORS, kind: str = "") -
     the first, as where there are many rows.  If "transposed", C = S + (A' W), one sum.
     A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
-    all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what a
-    later tile needs from further away.
+    all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
+    is needed next from further away.
     """
     across, transposed = range(panels * vectors), kind == "transposed"
     fetching = panels == 1 and height * vectors > TOGETHER

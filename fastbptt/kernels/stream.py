@@ -24,7 +24,7 @@ from .jit import kernel
 from .lines import line
 from .panels import BLOCK
 from .simd import rows, shifted
-from .sweeps import matmul_steps, slots_matmul
+from .slots import matmul_steps, slots_matmul
 
 LONGEST = 64  # steps between two orthonormalisations, at most
 BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pairs are merged

@@ -21,11 +21,14 @@ from .panels import (
     BLOCK,
     VECTORS,
     bias_gradient,
-    hot_panel_matmul,
+    nothing,
     panel_matmul,
+    row_matmul,
+    rows_matmul,
     weight_gradient,
 )
 from .simd import fetch, flush_subnormals, restore, rows, shifted
+from .slots import active, matmul_steps, row_slots_matmul, rows_slots_matmul, slots_matmul
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
@@ -48,27 +51,6 @@ class Sums(NamedTuple):
 
 
 @kernel(inlined=True)
-def _hot_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
-    """`slots_matmul` by `hot_panel_matmul`."""
-    N = j1 - j0
-    if Hp <= BLOCK * width:  # packed as one matrix (`weights.pack_slots`)
-        count, j0, N = min(count, 1), 0, count * Hp
-    for s in range(count):
-        j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
-        w = shifted(W, j * K, W[1])
-        hot_panel_matmul(A, M, w, K, width, N, shifted(S, j, S[1]), shifted(C, j, C[1]))
-
-
-@kernel
-def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C):
-    """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
-
-    W's stride is 1 if the last are to be read first, as in `panel_matmul`.
-    """
-    _hot_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C)
-
-
-@kernel(inlined=True)
 def _fetch_rows(place, M, n, width):
     """Have M rows of n elements brought here, all at once, from the other members of a team.
 
@@ -79,35 +61,47 @@ def _fetch_rows(place, M, n, width):
             fetch(shifted(place, r * place[1] + j, 0))
 
 
-@kernel(inlined=True)
-def active(starts, t, b0, b1):
-    """How many of the sequences b0 .. b1-1 have a step t."""
-    return max(0, min(b1, starts[t + 2] - starts[t + 1]) - b0)
+@kernel
+def _forward_rows(
+    x, m, starts, t, t1, ahead, b0, first, A, M, W, K, width, Hp, count, j0, j1, S, C
+):
+    """`slots_matmul` of several rows of step t, whose `first` product fetches what comes next.
+
+    That are the state after t+1, to be written, and step t + `ahead`, to be projected.
+    """
+    soon = nothing(A)
+    if first:
+        N, wide_a, wide_x = starts[1], m.a.shape[1], x.shape[1]
+        state, step = starts[min(t + 2, t1)] + b0, starts[min(t + ahead, t1 - 1) + 1] - N + b0
+        soon = (
+            rows(m.h, state * Hp, M * Hp),
+            rows(m.c, state * Hp, M * Hp if m.kept and m.c.shape[0] > 0 else 0),
+            rows(m.a, step * wide_a, M * wide_a if m.kept else 0),
+            rows(x, step * wide_x, M * wide_x),
+            rows(x, 0, 0),
+        )
+    rows_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C, soon)
 
 
 @kernel
-def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span, units):
-    """C = S + A W', `slots_matmul` for steps and sequences, as few and long ones.
+def _backward_rows(dy, m, d, starts, t, b0, first, A, M, W, K, width, N, S, C):
+    """`panel_matmul` of several rows for step t, of which the `first` fetches what comes next.
 
-    A and C begin with step t0.
+    That is all that step t-1 reads, and dx to be written.
     """
-    t0, t1, b0, b1 = span
-    u0, u1 = units
-    origin = starts[t0 + 1]
-    first, last = active(starts, t0, b0, b1), active(starts, t1 - 1, b0, b1)
-    every = starts[t0 + 2] - origin
-    if b0 == 0 and first == every:
-        n = starts[t1 + 1] - origin
-        slots_matmul(A, n, W, K, width, Hp, count, u0, u1, S, C)
-    elif first == last and every == starts[t1 + 1] - starts[t1] and first < t1 - t0:
-        for b in range(b0, b0 + first):
-            a, c = shifted(A, b * A[1], every * A[1]), shifted(C, b * C[1], every * C[1])
-            slots_matmul(a, t1 - t0, W, K, width, Hp, count, u0, u1, S, c)
-    else:
-        for t in range(t0, t1):
-            M, r = active(starts, t, b0, b1), starts[t + 1] - origin + b0
-            a, c = shifted(A, r * A[1], A[1]), shifted(C, r * C[1], C[1])
-            slots_matmul(a, M, W, K, width, Hp, count, u0, u1, S, c)
+    soon = nothing(A)
+    if first:
+        Hp, wide_a, wide_x = m.h.shape[1], m.a.shape[1], d.dx.shape[1]
+        before = max(t - 1, 0)
+        step = starts[before + 1] - starts[1] + b0
+        soon = (
+            rows(dy, step * Hp, M * Hp),
+            rows(m.h, (starts[before + 1] + b0) * Hp, M * Hp),
+            rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
+            rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
+            rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),
+        )
+    rows_matmul(A, M, W, K, width, N, S, C, soon)
 
 
 @kernel
@@ -180,7 +174,11 @@ def forward(cell, x, m, starts, width, span, team):
                         count, w = n.last - mixed, w_own
                         a = rows(m.a, row * wide + mixed * Hp, wide)
                         begin = rows(cell.bias, mixed * Hp, 0)
-                    _hot_slots_matmul(source, M, w, H, width, Hp, count, j0, j1, begin, a)
+                    if M == 1:
+                        row_slots_matmul(source, w, H, width, Hp, count, j0, j1, begin, a)
+                    else:
+                        product = source, M, w, H, width, Hp, count, j0, j1, begin, a
+                        _forward_rows(x, m, starts, t, t1, chunk, b0, q + turn == 0, *product)
                 step(cell, m, at, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
@@ -239,7 +237,12 @@ def _backward(cell, dy, m, d, starts, width, span, team):
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
-                hot_panel_matmul(source, later, w, head * Hp, width, j1 - j0, above, dh)
+                K, N_own = head * Hp, j1 - j0
+                if later == 1:
+                    row_matmul(source, w, K, width, N_own, above, dh)
+                else:
+                    product = source, later, w, K, width, N_own, above, dh
+                    _backward_rows(dy, m, d, starts, t, b0, q == 0, *product)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
