@@ -1,5 +1,6 @@
-"""A plain thread pool over serial kernels that release the GIL (design.md D5)."""
+"""Plain threads over serial kernels that release the GIL (design.md D5)."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -7,15 +8,15 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeAlias
 
 import numpy as np
 
+from .kernels.team import awaited, lines
+
 _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_workers = 0
 _count: int | None = None
 _within = threading.local()
 
@@ -59,16 +60,12 @@ def set_num_threads(count: int) -> None:
     TypeError, ValueError
         If `count` is not an integer, or below 1.
     """
-    global _count, _pool
+    global _count
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"count: expected an int, got {type(count).__name__}")
     if count < 1:
         raise ValueError(f"count: expected at least 1, got {count}")
-    with _lock:
-        _count = count
-        if _pool is not None:
-            _pool.shutdown(wait=False)
-            _pool = None
+    _count = count
 
 
 @contextlib.contextmanager
@@ -82,25 +79,89 @@ def num_threads(count: int) -> Iterator[None]:
         _within.count = before
 
 
-def _executor(workers: int) -> ThreadPoolExecutor:
-    """The pool, of at least so many workers."""
-    global _pool, _workers
-    with _lock:
-        if _pool is None or _workers < workers:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _workers = ThreadPoolExecutor(workers, "fastbptt"), workers
-        return _pool
+_BEGUN, _ENDED = 0, 1  # lines of a worker's board: how many calls it was given, and has done
+# Pauses, some 10 us, until the thread that gave a call is in its own kernel: whoever asks for the
+# GIL before that has to be woken when it is free.
+_HEAD_START = 500
 
 
-def _after_fork() -> None:
-    """The child has none of the parent's threads, and perhaps a lock one of them held."""
-    global _lock, _pool
-    _lock, _pool = threading.Lock(), None
+_Outcome: TypeAlias = SimpleQueue[BaseException | None]
+
+
+class _Worker(threading.Thread):
+    """A thread that waits for calls, awake for about a millisecond and then asleep.
+
+    To wake a thread takes some 40 us, and to wake the one that waits for its end as long again: by
+    ThreadPoolExecutor, which has them sleep, a call of nothing took 115 us and takes 40.  A step of
+    training makes a handful, one soon after the other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="fastbptt", daemon=True)
+        self._calls: SimpleQueue[
+            tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None
+        ]
+        self._calls = SimpleQueue()
+        self._board, self._given, self.asleep = lines(2), 0, True
+        awaited(self._board, _ENDED, 0, 0)  # compiled here
+        self.start()
+
+    def begin(self, work: Callable[[], None]) -> Callable[[], BaseException | None]:
+        """Have work() called; the function returned waits for its end and returns its error."""
+        self._given += 1
+        outcome: _Outcome = SimpleQueue()
+        self._calls.put((work, outcome))
+        self._board[_BEGUN, 0] = self._given
+        return functools.partial(self._outcome, self._given, outcome)
+
+    def _outcome(self, number: int, outcome: _Outcome) -> BaseException | None:
+        awaited(self._board, _ENDED, number, 0)
+        return outcome.get()  # Ctrl-C is heard here
+
+    def end(self) -> None:
+        """End the thread, which has no call."""
+        self._calls.put(None)
+        self._board[_BEGUN, 0] = self._given + 1
+        self.join()
+
+    def run(self) -> None:
+        for number in itertools.count(1):
+            self.asleep = not awaited(self._board, _BEGUN, number, _HEAD_START)
+            call = self._calls.get()
+            self.asleep = False
+            if call is None:
+                return
+            work, outcome = call
+            try:
+                work()
+                error = None
+            except BaseException as raised:
+                error = raised
+            _idle.append(self)
+            outcome.put(error)
+            self._board[_ENDED, 0] = number
+            del call, work, outcome, error  # nothing is kept alive until the next call
+
+
+_idle: list[_Worker] = []
+
+
+def _worker() -> _Worker:
+    """One that has no call; whoever takes it may be any thread."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Worker()
+
+
+@atexit.register
+def _end() -> None:
+    while _idle:
+        _idle.pop().end()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_idle.clear)  # the child has none of the parent's threads
 
 
 def available(cost: float) -> int:
@@ -197,12 +258,18 @@ def side_by_side(works: list[Callable[[], None]]) -> None:
         with apart():
             work()
 
-    pool = _executor(len(works) - 1)
+    workers = [_worker() for _ in works[1:]]
     with _cores() as apart:
-        others = [pool.submit(elsewhere, work) for work in works[1:]]
-        _give_way()  # to those that woke here
+        outcomes = [
+            worker.begin(functools.partial(elsewhere, work))
+            for worker, work in zip(workers, works[1:], strict=True)
+        ]
+        if any(worker.asleep for worker in workers):
+            _give_way()  # to those that woke here
         try:
             works[0]()
         finally:
-            for other in others:
-                other.result()
+            errors = [outcome() for outcome in outcomes]
+    for error in errors:
+        if error is not None:
+            raise error

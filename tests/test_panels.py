@@ -16,6 +16,7 @@ from fastbptt.kernels.panels import (
     pack,
     padded,
     panel_matmul,
+    rows_matmul,
     weight_gradient,
 )
 from fastbptt.kernels.simd import VECTORS, lanes, rows
@@ -66,6 +67,35 @@ def test_panel_matmul(M, K, N, dtype, turned, back, seed):
     product(A, pack(W), S, C, lanes(dtype), back)
     close(C[:, :N], S[:N] + A.astype(float) @ W.T.astype(float), K)
     np.testing.assert_array_equal(C[:, N:], np.broadcast_to(S[N:], C[:, N:].shape))
+
+
+@kernel
+def fetching_product(A, W, S, C, width, runs):
+    """`product`, which fetches runs of A and of what lies far beyond it."""
+    M, K = A.shape
+    Np, none = C.shape[1], rows(A, 0, 0)
+    soon = rows(A, 0, runs[0]), none, rows(A, 1 << 40, runs[1]), rows(A, 3, runs[2]), none
+    s, c = rows(S, 0, 0), rows(C, 0, Np)
+    rows_matmul(rows(A, 0, K), M, rows(W, 0, 0), K, width, Np, s, c, soon)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    M=st.integers(2, 40),
+    K=st.integers(1, 70),
+    N=st.integers(1, 200),
+    dtype=st.sampled_from(DTYPES),
+    runs=st.lists(st.sampled_from([0, 1, 200, 10**4, 10**6]), min_size=3, max_size=3),
+)
+def test_what_is_fetched_meanwhile_changes_no_bit_and_may_lie_anywhere(M, K, N, dtype, runs):
+    rng = np.random.default_rng(0)
+    A, W = rng.normal(size=(M, K)).astype(dtype), rng.normal(size=(N, K)).astype(dtype)
+    S = aligned((padded(N, dtype),), dtype)
+    S[:] = 1
+    plain, other = (aligned((M, padded(N, dtype)), dtype) for _ in range(2))
+    product(A, pack(W), S, plain, lanes(dtype))
+    fetching_product(A, pack(W), S, other, lanes(dtype), np.array(runs))
+    np.testing.assert_array_equal(other, plain)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,6 @@
 """The pool: same bits with any number of threads, forks, other callers, Ctrl-C."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -119,8 +121,7 @@ def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
         if fails and name != "leader":
             raise RuntimeError(name)
 
-    # New threads, which begin with the affinity of whoever starts them.
-    fb.set_num_threads(1)
+    threads._end()  # new threads, which begin with the affinity of whoever starts them
     names = ["leader", *range(len(allowed) - 1)]
     works = [lambda name=name: record(name) for name in names]
     if fails and len(allowed) > 1:
@@ -132,8 +133,69 @@ def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
     for name in names[1:]:
         assert seen[name] <= allowed - seen["leader"]
     assert os.sched_getaffinity(0) == allowed
-    left = [threads._executor(1).submit(os.sched_getaffinity, 0) for _ in range(9)]
-    assert all(one.result() == allowed for one in left)
+    workers = list(threads._idle)
+    assert len(workers) == len(works) - 1
+    assert all(os.sched_getaffinity(worker.native_id) == allowed for worker in workers)
+
+
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_a_thread_is_used_again_awake_or_asleep(pause):
+    threads._end()
+    seen = []
+    for _ in range(5):
+        threads.side_by_side([lambda: None, lambda: seen.append(threading.current_thread())])
+        time.sleep(pause)
+        (worker,) = threads._idle
+        assert worker.asleep or not pause
+    assert seen == [worker] * 5
+
+
+def test_as_many_threads_as_works_and_calls_from_several_threads():
+    threads._end()
+    barrier = threading.Barrier(12)  # all of them side by side, or nobody goes on
+
+    def call():
+        threads.side_by_side([barrier.wait] * 4)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert not barrier.broken
+    assert len(set(threads._idle)) == 9
+
+
+def test_nothing_of_a_call_is_kept_and_the_first_error_is_raised_when_all_have_ended():
+    done, kept = [], np.ones(3)
+    alive = weakref.ref(kept)
+
+    def fails(y=kept):
+        raise RuntimeError("in a worker")
+
+    def late():
+        time.sleep(0.1)
+        done.append(1)
+
+    with pytest.raises(RuntimeError, match="in a worker"):
+        threads.side_by_side([lambda: None, fails, late])
+    assert done == [1]
+    with pytest.raises(ZeroDivisionError):
+        threads.side_by_side([lambda: 1 // 0, late])
+    assert done == [1, 1]
+    del kept, fails
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_process_ends_with_its_threads_awake():
+    code = (
+        "import threading\n"
+        "from fastbptt import threads\n"
+        "threads.side_by_side([lambda: None] * 3)\n"
+        "assert threading.active_count() == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_sandbox_that_forbids_affinities_costs_speed_alone(monkeypatch):

@@ -37,16 +37,20 @@ class Team(NamedTuple):
 ALONE = Team(np.zeros(0, np.int64), True)
 
 
+def lines(count: int) -> np.ndarray:
+    """(count,.) zeros, each row a cache line: two threads that write to one would wait in turn."""
+    memory = np.zeros((count + 1) * _LINE, np.int64)
+    offset = -memory.__array_interface__["data"][0] // memory.itemsize % _LINE
+    return memory[offset : offset + count * _LINE].reshape(count, _LINE)
+
+
 def board(wanted: int) -> np.ndarray:
     """The board of one call's team of at most `wanted` members.
 
     From _ARRIVED on each has a line that it alone writes: one that all add to has to be owned by
     each in turn, which takes as long as everything else at a barrier.
     """
-    size = _ARRIVED + _LINE * wanted
-    lines = np.zeros(size + _LINE, np.int64)
-    offset = -lines.__array_interface__["data"][0] // lines.itemsize % _LINE
-    board = lines[offset : offset + size]
+    board = lines(_ARRIVED // _LINE + wanted).reshape(-1)
     board[_WANTED] = wanted
     return board
 
@@ -120,6 +124,23 @@ def _pause(typingctx, longer):
         return context.get_dummy_value()
 
     return types.void(types.boolean), codegen
+
+
+@kernel
+def awaited(board, row, value, pauses):
+    """Whether board[row, 0] is `value` or more within about a millisecond.
+
+    Returns so many pauses later.
+    """
+    spins = 0
+    while _load(board, row * board.shape[1]) < value and spins < _SPINS:
+        spins += 1
+        _pause(spins > _SHORT)
+    come = _load(board, row * board.shape[1]) >= value
+    if come:
+        for _ in range(pauses):
+            _pause(False)
+    return come
 
 
 @kernel
