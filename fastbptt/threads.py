@@ -83,13 +83,13 @@ _BEGUN, _ENDED = 0, 1  # lines of a worker's board: how many calls it was given,
 # Pauses, some 10 us, until the thread that gave a call is in its own kernel: whoever asks for the
 # GIL before that has to be woken when it is free.
 _HEAD_START = 500
-
-
+# Pauses, some 2 ms if nobody else wants the core, until a worker sleeps.
+_AWAKE = 4000
 _Outcome: TypeAlias = SimpleQueue[BaseException | None]
 
 
 class _Worker(threading.Thread):
-    """A thread that waits for calls, awake for about a millisecond and then asleep.
+    """A thread that waits for calls, awake for some 2 ms and then asleep.
 
     To wake a thread takes some 40 us, and to wake the one that waits for its end as long again: by
     ThreadPoolExecutor, which has them sleep, a call of nothing took 115 us and takes 40.  A step of
@@ -98,12 +98,9 @@ class _Worker(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="fastbptt", daemon=True)
-        self._calls: SimpleQueue[
-            tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None
-        ]
-        self._calls = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], None], _Outcome] | None] = SimpleQueue()
         self._board, self._given, self.asleep = lines(2), 0, True
-        awaited(self._board, _ENDED, 0, 0)  # compiled here
+        awaited(self._board, _ENDED, 0, 0, 0)  # compiled here
         self.start()
 
     def begin(self, work: Callable[[], None]) -> Callable[[], BaseException | None]:
@@ -115,7 +112,7 @@ class _Worker(threading.Thread):
         return functools.partial(self._outcome, self._given, outcome)
 
     def _outcome(self, number: int, outcome: _Outcome) -> BaseException | None:
-        awaited(self._board, _ENDED, number, 0)
+        awaited(self._board, _ENDED, number, _AWAKE, 0)
         return outcome.get()  # Ctrl-C is heard here
 
     def end(self) -> None:
@@ -126,7 +123,7 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         for number in itertools.count(1):
-            self.asleep = not awaited(self._board, _BEGUN, number, _HEAD_START)
+            self.asleep = not awaited(self._board, _BEGUN, number, _AWAKE, _HEAD_START)
             call = self._calls.get()
             self.asleep = False
             if call is None:

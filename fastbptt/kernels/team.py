@@ -21,7 +21,7 @@ from .jit import kernel
 _LINE = 8  # elements of a cache line
 _WANTED, _JOINED, _SIZE, _WAITED, _LAST, _ARRIVED = (_LINE * i for i in range(6))
 _CLOSED = 1 << 32
-_SPINS = 20_000  # pauses, about a millisecond: a thread that is awake comes within some 50 us
+_SPINS = 20_000  # pauses, some 10 ms: a thread that is awake comes within some 50 us
 _SHORT = 500  # pauses, some 10 us: a wait that needs no explanation
 _PATIENCE = 2_000  # pauses before a waiting member offers its core to others
 _BUDGET = 20_000  # pauses in longer waits before the team parts
@@ -127,18 +127,18 @@ def _pause(typingctx, longer):
 
 
 @kernel
-def awaited(board, row, value, pauses):
-    """Whether board[row, 0] is `value` or more within about a millisecond.
+def awaited(board, row, value, most, then):
+    """Whether board[row, 0] is `value` or more within `most` pauses; if so, `then` pauses later.
 
-    Returns so many pauses later.
+    After the first few each pause offers the core to who else wants it.
     """
-    spins = 0
-    while _load(board, row * board.shape[1]) < value and spins < _SPINS:
+    place, spins = row * board.shape[1], 0
+    while _load(board, place) < value and spins < most:
         spins += 1
         _pause(spins > _SHORT)
-    come = _load(board, row * board.shape[1]) >= value
+    come = _load(board, place) >= value
     if come:
-        for _ in range(pauses):
+        for _ in range(then):
             _pause(False)
     return come
 
