@@ -21,7 +21,7 @@ from .cells import (
     tangent,
 )
 from .jit import implements, kernel
-from .panels import panel_matmul
+from .panels import nothing, panel_matmul
 from .simd import rows, shifted
 from .slots import slots_matmul
 from .small import copy
@@ -133,7 +133,7 @@ def _push_linearised(chain, steps, block):
         if l > 0:
             below = rows(block.after, column - chain.parts * Hp, stride)
             w = rows(cell.w_ih, n.x * Hp * (chain.I + (l - 1) * H), 0)
-            slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, zeros, a)
+            slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, zeros, a, nothing(below))
             start = a
         else:
             # slots that get W_ih x alone: x has no tangent
@@ -143,16 +143,20 @@ def _push_linearised(chain, steps, block):
         w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * H, 0)
         if n.gate > n.first:
             s, c = shifted(start, n.first * Hp, start[1]), shifted(a, n.first * Hp, wide)
-            slots_matmul(source, M, w_hh, H, width, Hp, n.gate - n.first, 0, Hp, s, c)
+            slots_matmul(
+                source, M, w_hh, H, width, Hp, n.gate - n.first, 0, Hp, s, c, nothing(source)
+            )
             for g in range(groups):
                 gate_tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
             source = shifted(a, n.last * Hp, wide)
         w = shifted(w_hh, (n.gate - n.first) * Hp * H, 0)
         s, c = shifted(start, n.gate * Hp, start[1]), shifted(a, n.gate * Hp, wide)
-        slots_matmul(source, M, w, H, width, Hp, mixed - n.gate, 0, Hp, s, c)
+        slots_matmul(source, M, w, H, width, Hp, mixed - n.gate, 0, Hp, s, c, nothing(source))
         if mixed < n.last:
             w, c = shifted(w_hh, (mixed - n.first) * Hp * H, 0), shifted(a, mixed * Hp, wide)
-            slots_matmul(source, M, w, H, width, Hp, n.last - mixed, 0, Hp, zeros, c)
+            slots_matmul(
+                source, M, w, H, width, Hp, n.last - mixed, 0, Hp, zeros, c, nothing(source)
+            )
         for g in range(groups):
             tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
 
@@ -240,24 +244,23 @@ def linearise_layer(cell, x, state, after, a, factors, place, width):
     stride = state.shape[1]
     p = Tangents(state, after, a, factors)
     bias, c = rows(cell.bias, 0, 0), rows(a, 0, wide)
+    below, w = rows(x, 0, x.shape[1]), rows(cell.w_ih, 0, 0)
+    slots_matmul(below, T, w, I, width, Hp, n.x, 0, Hp, bias, c, nothing(c))
     source = rows(state, 0, stride)
-    slots_matmul(
-        rows(x, 0, x.shape[1]), T, rows(cell.w_ih, 0, 0), I, width, Hp, n.x, 0, Hp, bias, c
-    )
     if n.gate > n.first:
         s, w = shifted(c, n.first * Hp, wide), rows(cell.w_hh, 0, 0)
-        slots_matmul(source, T, w, H, width, Hp, n.gate - n.first, 0, Hp, s, s)
+        slots_matmul(source, T, w, H, width, Hp, n.gate - n.first, 0, Hp, s, s, nothing(source))
         for t in range(T):
             f = (first + t * layers) * factors.shape[1]
             gate_linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)
         source = shifted(c, n.last * Hp, wide)
     mixed = max(n.gate, min(n.x, n.last))
     s, w = shifted(c, n.gate * Hp, wide), rows(cell.w_hh, (n.gate - n.first) * Hp * H, 0)
-    slots_matmul(source, T, w, H, width, Hp, mixed - n.gate, 0, Hp, s, s)
+    slots_matmul(source, T, w, H, width, Hp, mixed - n.gate, 0, Hp, s, s, nothing(source))
     if mixed < n.last:
         own, s = rows(cell.bias, mixed * Hp, 0), shifted(c, mixed * Hp, wide)
         w = rows(cell.w_hh, (mixed - n.first) * Hp * H, 0)
-        slots_matmul(source, T, w, H, width, Hp, n.last - mixed, 0, Hp, own, s)
+        slots_matmul(source, T, w, H, width, Hp, n.last - mixed, 0, Hp, own, s, nothing(source))
     for t in range(T):
         f = (first + t * layers) * factors.shape[1]
         linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)

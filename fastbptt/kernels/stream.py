@@ -22,7 +22,7 @@ from .cells import (
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
 from .lines import line
-from .panels import BLOCK
+from .panels import BLOCK, nothing
 from .simd import rows, shifted
 from .slots import matmul_steps, slots_matmul
 
@@ -173,7 +173,7 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
                 side = (1 - now) * B * each + origin
                 below = rows(panel, side * stride + column - n.parts * Hp, stride)
                 w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
-                slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, own, c)
+                slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, own, c, nothing(c))
                 begin = c
             w_hh = rows(cell.w_hh, l * K_hh * H, 0)
             if at.gate > at.first:
@@ -182,7 +182,9 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
                     j0 = block * q
                     j1 = min(j0 + block, Hp)
                     count = at.gate - at.first
-                    slots_matmul(source, M, w_hh, H, n.width, Hp, count, j0, j1, begun, to)
+                    slots_matmul(
+                        source, M, w_hh, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
+                    )
                     for b in range(b0, b1):
                         gate_linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
                         gate_tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
@@ -194,11 +196,15 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
                 j1 = min(j0 + block, Hp)
                 begun, to = shifted(begin, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
                 count = mixed - at.gate
-                slots_matmul(source, M, w_gated, H, n.width, Hp, count, j0, j1, begun, to)
+                slots_matmul(
+                    source, M, w_gated, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
+                )
                 if mixed < at.last:
                     begun, to = shifted(own, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
                     count = at.last - mixed
-                    slots_matmul(source, M, w_alone, H, n.width, Hp, count, j0, j1, begun, to)
+                    slots_matmul(
+                        source, M, w_alone, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
+                    )
                 for b in range(b0, b1):
                     linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
                     tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)

@@ -28,7 +28,7 @@ from .panels import (
     weight_gradient,
 )
 from .simd import fetch, flush_subnormals, restore, rows, shifted
-from .slots import active, matmul_steps, row_slots_matmul, rows_slots_matmul, slots_matmul
+from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
@@ -62,46 +62,39 @@ def _fetch_rows(place, M, n, width):
 
 
 @kernel
-def _forward_rows(
-    x, m, starts, t, t1, ahead, b0, first, A, M, W, K, width, Hp, count, j0, j1, S, C
-):
-    """`slots_matmul` of several rows of step t, whose `first` product fetches what comes next.
+def _soon_forward(x, m, starts, t, t1, ahead, b0, M, first):
+    """What `forward` comes to next, for the `first` product of step t to fetch.
 
     That are the state after t+1, to be written, and step t + `ahead`, to be projected.
     """
-    soon = nothing(A)
-    if first:
-        N, wide_a, wide_x = starts[1], m.a.shape[1], x.shape[1]
-        state, step = starts[min(t + 2, t1)] + b0, starts[min(t + ahead, t1 - 1) + 1] - N + b0
-        soon = (
-            rows(m.h, state * Hp, M * Hp),
-            rows(m.c, state * Hp, M * Hp if m.kept and m.c.shape[0] > 0 else 0),
-            rows(m.a, step * wide_a, M * wide_a if m.kept else 0),
-            rows(x, step * wide_x, M * wide_x),
-            rows(x, 0, 0),
-        )
-    rows_slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C, soon)
+    if not first:
+        return nothing(rows(m.h, 0, 0))
+    N, Hp, wide_a, wide_x = starts[1], m.h.shape[1], m.a.shape[1], x.shape[1]
+    state, step = starts[min(t + 2, t1)] + b0, starts[min(t + ahead, t1 - 1) + 1] - N + b0
+    return (
+        rows(m.h, state * Hp, M * Hp),
+        rows(m.c, state * Hp, M * Hp if m.kept and m.c.shape[0] > 0 else 0),
+        rows(m.a, step * wide_a, M * wide_a if m.kept else 0),
+        rows(x, step * wide_x, M * wide_x),
+        rows(x, 0, 0),
+    )
 
 
 @kernel
-def _backward_rows(dy, m, d, starts, t, b0, first, A, M, W, K, width, N, S, C):
-    """`panel_matmul` of several rows for step t, of which the `first` fetches what comes next.
-
-    That is all that step t-1 reads, and dx to be written.
-    """
-    soon = nothing(A)
-    if first:
-        Hp, wide_a, wide_x = m.h.shape[1], m.a.shape[1], d.dx.shape[1]
-        before = max(t - 1, 0)
-        step = starts[before + 1] - starts[1] + b0
-        soon = (
-            rows(dy, step * Hp, M * Hp),
-            rows(m.h, (starts[before + 1] + b0) * Hp, M * Hp),
-            rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
-            rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
-            rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),
-        )
-    rows_matmul(A, M, W, K, width, N, S, C, soon)
+def _soon_backward(dy, m, d, starts, t, b0, M, first):
+    """What `backward` comes to next: all that step t-1 reads, and dx to be written."""
+    if not first:
+        return nothing(rows(m.h, 0, 0))
+    Hp, wide_a, wide_x = m.h.shape[1], m.a.shape[1], d.dx.shape[1]
+    before = max(t - 1, 0)
+    step = starts[before + 1] - starts[1] + b0
+    return (
+        rows(dy, step * Hp, M * Hp),
+        rows(m.h, (starts[before + 1] + b0) * Hp, M * Hp),
+        rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
+        rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
+        rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),
+    )
 
 
 @kernel
@@ -150,7 +143,8 @@ def forward(cell, x, m, starts, width, span, team):
                     j0 = u0 + block * q
                     j1 = j0 + whole(m.h, min(block, u1 - j0))
                     a = rows(m.a, row * wide + n.first * Hp, wide)
-                    slots_matmul(source, M, w_gate, H, width, Hp, n.gate - n.first, j0, j1, a, a)
+                    count = n.gate - n.first
+                    slots_matmul(source, M, w_gate, H, width, Hp, count, j0, j1, a, a, nothing(a))
                     gate(cell, m, at, M, j0, j1)
                 source = rows(m.a, row * wide + n.last * Hp, wide)
                 if members > 1:
@@ -177,8 +171,8 @@ def forward(cell, x, m, starts, width, span, team):
                     if M == 1:
                         row_slots_matmul(source, w, H, width, Hp, count, j0, j1, begin, a)
                     else:
-                        product = source, M, w, H, width, Hp, count, j0, j1, begin, a
-                        _forward_rows(x, m, starts, t, t1, chunk, b0, q + turn == 0, *product)
+                        soon = _soon_forward(x, m, starts, t, t1, chunk, b0, M, q + turn == 0)
+                        slots_matmul(source, M, w, H, width, Hp, count, j0, j1, begin, a, soon)
                 step(cell, m, at, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
@@ -190,22 +184,15 @@ def forward(cell, x, m, starts, width, span, team):
 
 @kernel
 def backward(cell, dy, m, d, starts, width, span, team):
-    """`_backward`, with 0 for subnormal results."""
-    before = flush_subnormals()
-    _backward(cell, dy, m, d, starts, width, span, team)
-    restore(before)
-
-
-@kernel
-def _backward(cell, dy, m, d, starts, width, span, team):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
-    state before its last step.  Rows of d.da begin with those of step t0.
+    state before its last step.  Rows of d.da begin with those of step t0.  Subnormal results are 0.
     """
     number, members = join(team)
     if members == 0:
         return
+    state = flush_subnormals()
     t0, t1, b0, b1 = span
     n = slots(cell)
     Hp, wide, N = m.h.shape[1], d.da.shape[1], starts[1]
@@ -241,8 +228,8 @@ def _backward(cell, dy, m, d, starts, width, span, team):
                 if later == 1:
                     row_matmul(source, w, K, width, N_own, above, dh)
                 else:
-                    product = source, later, w, K, width, N_own, above, dh
-                    _backward_rows(dy, m, d, starts, t, b0, q == 0, *product)
+                    soon = _soon_backward(dy, m, d, starts, t, b0, M, q == 0)
+                    rows_matmul(source, later, w, K, width, N_own, above, dh, soon)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
@@ -256,6 +243,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
                 if members > 1:
                     members, meeting = barrier(team, number, members, meeting)
                     if members == 0:
+                        restore(state)
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
@@ -276,6 +264,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
                 if members == 0:
+                    restore(state)
                     return
                 u0, u1 = part(number, members, Hp, VECTORS * width)
                 last = (u1 - u0 - 1) // block
@@ -296,6 +285,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
         above = rows(dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
     w = shifted(w_hh, u0 * head * Hp, 0)
     panel_matmul(source, M, w, head * Hp, width, u1 - u0, above, dh)
+    restore(state)
 
 
 @kernel(inlined=True)
@@ -328,19 +318,13 @@ def _states_before(h, starts, t0, t1, scratch):
 
 @kernel
 def weight_gradients(cell, x, m, da, sums, starts, span, steps):
-    """`_weight_gradients`, with 0 for subnormal results."""
-    before = flush_subnormals()
-    _weight_gradients(cell, x, m, da, sums, starts, span, steps)
-    restore(before)
-
-
-@kernel
-def _weight_gradients(cell, x, m, da, sums, starts, span, steps):
     """Add the steps t0 .. t1-1 to a share of the gradients, a chunk of `steps`, the last, at first.
 
     Rows of da begin with those of step t0.  Threads share the rows of the gradients, which are
     columns of da: each reads some of da, which is wide, and all of h and x, which are narrow.
+    Subnormal results are 0.
     """
+    state = flush_subnormals()
     t0, t1 = span
     n = slots(cell)
     Hp, N, wide_x, wide_a = m.h.shape[1], starts[1], x.shape[1], m.a.shape[1]
@@ -367,6 +351,7 @@ def _weight_gradients(cell, x, m, da, sums, starts, span, steps):
             weight_gradient(da, r0, r1, column + i0, column + i1, b, sums.H, target, sums.packed)
         if sums.share[3, 1] > 0:
             bias_gradient(da, r0, r1, sums.bias, sums.partial)
+    restore(state)
 
 
 @kernel
