@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .kernels.team import awaited, lines
+from .kernels.team import awaited, cache_lines
 
 _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
 
@@ -99,7 +99,7 @@ class _Worker(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="fastbptt", daemon=True)
         self._calls: SimpleQueue[tuple[Callable[[], None], _Outcome] | None] = SimpleQueue()
-        self._board, self._given, self.asleep = lines(2), 0, True
+        self._board, self._given, self.asleep = cache_lines(2), 0, True
         awaited(self._board, _ENDED, 0, 0, 0)  # compiled here
         self.start()
 
@@ -255,18 +255,23 @@ def side_by_side(works: list[Callable[[], None]]) -> None:
         with apart():
             work()
 
-    workers = [_worker() for _ in works[1:]]
-    with _cores() as apart:
-        outcomes = [
-            worker.begin(functools.partial(elsewhere, work))
-            for worker, work in zip(workers, works[1:], strict=True)
-        ]
-        if any(worker.asleep for worker in workers):
-            _give_way()  # to those that woke here
-        try:
-            works[0]()
-        finally:
-            errors = [outcome() for outcome in outcomes]
-    for error in errors:
-        if error is not None:
-            raise error
+    workers: list[_Worker] = []
+    outcomes: list[Callable[[], BaseException | None]] = []
+    errors: list[BaseException] = []
+    try:
+        for _ in works[1:]:
+            workers.append(_worker())
+        with _cores() as apart:
+            try:
+                for worker, work in zip(workers, works[1:], strict=True):
+                    outcomes.append(worker.begin(functools.partial(elsewhere, work)))
+                if any(worker.asleep for worker in workers):
+                    _give_way()  # to those that woke here
+                works[0]()
+            finally:
+                errors += filter(None, [outcome() for outcome in outcomes])
+        if errors:
+            raise errors[0]
+    finally:
+        _idle.extend(workers[len(outcomes) :])  # those that never began
+        errors.clear()  # an error knows this frame, and the frame would know the error

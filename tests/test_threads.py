@@ -138,21 +138,25 @@ def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
     assert all(os.sched_getaffinity(worker.native_id) == allowed for worker in workers)
 
 
-@pytest.mark.parametrize("pause", [0, 0.05])
-def test_a_thread_is_used_again_awake_or_asleep(pause):
+@pytest.mark.parametrize(("pauses", "asleep"), [(0, True), (10**9, False)])
+def test_a_thread_is_used_again_awake_or_asleep(pauses, asleep, monkeypatch):
     threads._end()
+    monkeypatch.setattr(threads, "_AWAKE", pauses)
     seen = []
     for _ in range(5):
         threads.side_by_side([lambda: None, lambda: seen.append(threading.current_thread())])
-        time.sleep(pause)
         (worker,) = threads._idle
-        assert worker.asleep or not pause
+        until = time.monotonic() + 60
+        while worker.asleep != asleep and time.monotonic() < until:
+            time.sleep(0.01)
+        assert worker.asleep == asleep
     assert seen == [worker] * 5
+    threads._end()
 
 
 def test_as_many_threads_as_works_and_calls_from_several_threads():
     threads._end()
-    barrier = threading.Barrier(12)  # all of them side by side, or nobody goes on
+    barrier = threading.Barrier(12, timeout=60)  # all side by side, or nobody goes on
 
     def call():
         threads.side_by_side([barrier.wait] * 4)
@@ -161,11 +165,19 @@ def test_as_many_threads_as_works_and_calls_from_several_threads():
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(60)
+        caller.join()
     assert not barrier.broken
     assert len(set(threads._idle)) == 9
 
 
+@pytest.fixture
+def no_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_nothing_of_a_call_is_kept_and_the_first_error_is_raised_when_all_have_ended():
     done, kept = [], np.ones(3)
     alive = weakref.ref(kept)
@@ -184,18 +196,36 @@ def test_nothing_of_a_call_is_kept_and_the_first_error_is_raised_when_all_have_e
         threads.side_by_side([lambda: 1 // 0, late])
     assert done == [1, 1]
     del kept, fails
-    gc.collect()
     assert alive() is None
 
 
 def test_a_process_ends_with_its_threads_awake():
     code = (
-        "import threading\n"
+        "import atexit, threading\n"
+        "def left(): print(threading.active_count())\n"
+        "atexit.register(left)\n"
         "from fastbptt import threads\n"
         "threads.side_by_side([lambda: None] * 3)\n"
         "assert threading.active_count() == 3\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE).stdout == b"1\n"
+
+
+def test_a_thread_that_cannot_be_begun_leaves_the_others_free(monkeypatch):
+    threads._end()
+    threads.side_by_side([lambda: None] * 2)
+    (worker,) = threads._idle
+
+    def none_left():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_Worker", none_left)
+    done = []
+    with pytest.raises(RuntimeError, match="new thread"):
+        threads.side_by_side([lambda: done.append(1)] * 3)
+    assert threads._idle == [worker]
+    assert not done
 
 
 def test_a_sandbox_that_forbids_affinities_costs_speed_alone(monkeypatch):

@@ -82,7 +82,10 @@ def _soon_forward(x, m, starts, t, t1, ahead, b0, M, first):
 
 @kernel
 def _soon_backward(dy, m, d, starts, t, b0, M, first):
-    """What `backward` comes to next: all that step t-1 reads, and dx to be written."""
+    """What `backward` comes to next: all that step t-1 reads, and dx to be written.
+
+    Of the states t-1: some cells read that one, others state t, fetched a step before.
+    """
     if not first:
         return nothing(rows(m.h, 0, 0))
     Hp, wide_a, wide_x = m.h.shape[1], m.a.shape[1], d.dx.shape[1]
@@ -90,7 +93,7 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
     step = starts[before + 1] - starts[1] + b0
     return (
         rows(dy, step * Hp, M * Hp),
-        rows(m.h, (starts[before + 1] + b0) * Hp, M * Hp),
+        rows(m.h, (starts[before] + b0) * Hp, M * Hp),
         rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
         rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
         rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),

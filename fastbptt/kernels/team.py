@@ -37,7 +37,7 @@ class Team(NamedTuple):
 ALONE = Team(np.zeros(0, np.int64), True)
 
 
-def lines(count: int) -> np.ndarray:
+def cache_lines(count: int) -> np.ndarray:
     """(count,.) zeros, each row a cache line: two threads that write to one would wait in turn."""
     memory = np.zeros((count + 1) * _LINE, np.int64)
     offset = -memory.__array_interface__["data"][0] // memory.itemsize % _LINE
@@ -50,7 +50,7 @@ def board(wanted: int) -> np.ndarray:
     From _ARRIVED on each has a line that it alone writes: one that all add to has to be owned by
     each in turn, which takes as long as everything else at a barrier.
     """
-    board = lines(_ARRIVED // _LINE + wanted).reshape(-1)
+    board = cache_lines(_ARRIVED // _LINE + wanted).reshape(-1)
     board[_WANTED] = wanted
     return board
 
