@@ -22,7 +22,6 @@ from .panels import (
     VECTORS,
     bias_gradient,
     nothing,
-    panel_matmul,
     row_matmul,
     rows_matmul,
     weight_gradient,
@@ -258,8 +257,9 @@ def backward(cell, dy, m, d, starts, width, span, team):
                     j1 = j0 + whole(m.h, min(block, u1 - j0))
                     target = rows(d.da, row * wide + n.last * Hp + j0, wide)
                     K = (n.last - n.gate) * Hp
-                    panel_matmul(
-                        source, M, shifted(w_gate, j0 * K, 0), K, width, j1 - j0, zeros, target
+                    w, units = shifted(w_gate, j0 * K, 0), j1 - j0
+                    slots_matmul(
+                        source, M, w, K, width, units, 1, 0, units, zeros, target, nothing(w)
                     )
                     gate_adjoint(cell, m, d, at, M, j0, j1)
                     if t > 0:
@@ -287,7 +287,9 @@ def backward(cell, dy, m, d, starts, width, span, team):
     if not n.direct:
         above = rows(dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
     w = shifted(w_hh, u0 * head * Hp, 0)
-    panel_matmul(source, M, w, head * Hp, width, u1 - u0, above, dh)
+    soon = _soon_backward(dy, m, d, starts, t0, b0, M, t0 > 0)
+    units = u1 - u0
+    slots_matmul(source, M, w, head * Hp, width, units, 1, 0, units, above, dh, soon)
     restore(state)
 
 
