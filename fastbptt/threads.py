@@ -269,7 +269,7 @@ def side_by_side(works: list[Callable[[], None]]) -> None:
                     _give_way()  # to those that woke here
                 works[0]()
             finally:
-                errors += filter(None, [outcome() for outcome in outcomes])
+                errors += [e for e in [outcome() for outcome in outcomes] if e is not None]
         if errors:
             raise errors[0]
     finally:

@@ -138,19 +138,18 @@ def test_each_thread_of_a_call_has_its_own_core_while_it_lasts(fails):
     assert all(os.sched_getaffinity(worker.native_id) == allowed for worker in workers)
 
 
-@pytest.mark.parametrize(("pauses", "asleep"), [(0, True), (10**9, False)])
-def test_a_thread_is_used_again_awake_or_asleep(pauses, asleep, monkeypatch):
+def test_a_thread_is_used_again_asleep_or_awake(monkeypatch):
     threads._end()
-    monkeypatch.setattr(threads, "_AWAKE", pauses)
     seen = []
-    for _ in range(5):
+    for pauses, asleep in [(0, True)] * 3 + [(10**9, False)] * 3:
+        monkeypatch.setattr(threads, "_AWAKE", pauses)
         threads.side_by_side([lambda: None, lambda: seen.append(threading.current_thread())])
         (worker,) = threads._idle
         until = time.monotonic() + 60
         while worker.asleep != asleep and time.monotonic() < until:
             time.sleep(0.01)
         assert worker.asleep == asleep
-    assert seen == [worker] * 5
+    assert seen == [worker] * 6
     threads._end()
 
 

@@ -306,9 +306,8 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
             while r < M:  # tiles of nearly equal height: a last one of one row would cost as three
                 while wanted and n == until and run < len(soon):
                     begun += soon[run][1]
-                    until = (
-                        N // panel * tiles * begun // size
-                    )  # tiles of half a panel fetch nothing
+                    # of the tiles that fetch: those of half a panel do not
+                    until = N // panel * tiles * begun // size
                     steps = max(1, until - n) * K
                     ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
                     run += 1

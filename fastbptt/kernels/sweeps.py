@@ -226,12 +226,12 @@ def backward(cell, dy, m, d, starts, width, span, team):
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
-                K, N_own = head * Hp, j1 - j0
+                K, units = head * Hp, j1 - j0
                 if later == 1:
-                    row_matmul(source, w, K, width, N_own, above, dh)
+                    row_matmul(source, w, K, width, units, above, dh)
                 else:
                     soon = _soon_backward(dy, m, d, starts, t, b0, M, q == 0)
-                    rows_matmul(source, later, w, K, width, N_own, above, dh, soon)
+                    rows_matmul(source, later, w, K, width, units, above, dh, soon)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
@@ -258,6 +258,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
                     target = rows(d.da, row * wide + n.last * Hp + j0, wide)
                     K = (n.last - n.gate) * Hp
                     w, units = shifted(w_gate, j0 * K, 0), j1 - j0
+                    # as of one slot: what is compiled for the forward pass serves here too
                     slots_matmul(
                         source, M, w, K, width, units, 1, 0, units, zeros, target, nothing(w)
                     )
