@@ -125,13 +125,6 @@ class Chain(abc.ABC):
             [self.pull(int(t), int(t) - count, own) for t, own in zip(firsts, rows, strict=True)]
         )
 
-    def history_groups(
-        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool
-    ) -> np.ndarray:
-        """(count,G,k,N): `push_groups`, or `pull_groups`, after each step."""
-        groups, way = zip(firsts.tolist(), rows, strict=True), count if forward else -count
-        return np.stack([self.history(s, s + way, own) for s, own in groups], axis=1)
-
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
         """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""
         kept, way = [], 1 if stop > start else -1
@@ -270,13 +263,6 @@ class CompiledChain(Chain):
     def pull_groups(self, firsts: np.ndarray, count: int, rows: np.ndarray) -> np.ndarray:
         """As `Chain.pull_groups`, in one call."""
         return self._run(firsts, count, rows, forward=False, record=False)
-
-    def history_groups(
-        self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool
-    ) -> np.ndarray:
-        """As `Chain.history_groups`, in one call."""
-        kept = self._run(firsts, count, rows, forward, record=True)
-        return kept.reshape(count, *rows.shape)
 
     def history(self, start: int, stop: int, rows: np.ndarray) -> Any:
         """The rows (k,N) after each step, pushed from `start` to `stop` or pulled there."""

@@ -119,47 +119,74 @@ def _history_norms(G, shifts, U, e, R0, out, work, zeros):
 
 
 @kernel(allocates=True)
-def meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends):
-    """What two frames leave at n states where windows begin, s the first (spectral.md 3).
+def forward_factors(A, R, R_inverse):
+    """R[i] <- the triangle with R'R = A[i] A[i]', of A (n,k,N); R_inverse[i + 1] <- R[i]^-1.
 
-    first (k,N): the forward frame, orthonormal, `begin` states before s; later (.,.,k,N), group g:
-    at the states after it; pulled (.,.,k,N), group h: the reverse frame, at s + i in place at - i.
-    R_v_inverse[i] <- R^-1 at s + i; ends[i] <- (U V')^-1 R_u'; R_v[i] <- R at s + i + 1.
+    R_inverse[0] is that of a frame that is orthonormal.
     """
-    _, k, wide = ends.shape
-    frames, work = np.zeros((2, wide, first.shape[1])), np.zeros((3, k, wide))
-    _meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends, frames, work)
+    k, wide = R.shape[1:]
+    _forward_factors(A, R, R_inverse, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
 
 
 @kernel
-def _meet(first, later, g, begin, pulled, h, at, R_v, R_v_inverse, ends, frames, work):
-    """`meet`; frames (2,columns,N) and work (3,k,columns), all zeros."""
-    n, k, _ = ends.shape
-    forward, reverse = frames[0], frames[1]
-    G, R, C = work[0], work[1], work[2]
-    for i in range(-1, n):
-        if begin + i >= 0:
-            _widen(later[begin + i, g], forward)
-            _dots(forward, forward, True, G)
-            triangle(G, R)
-        else:
-            _widen(first, forward)
-            for j in range(k):
-                R[j, j] = 1
-        if i >= 0:
-            for j in range(k):
-                for m in range(k):
-                    R_v[i, j, m] = R[j, m]
-        if i + 1 < n:
-            inverse(R, R_v_inverse[i + 1])
-            _widen(pulled[at - i - 1, h], reverse)
-            _dots(reverse, forward, False, C)
-            _dots(reverse, reverse, True, G)
-            triangle(G, R)
-            for j in range(k):
-                for m in range(k):
-                    ends[i + 1, j, m] = R[m, j]
-            solve(C, ends[i + 1])
+def _forward_factors(A, R, R_inverse, frame, work):
+    """`forward_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
+    n, k, _ = R.shape
+    G, triangular = work[0], work[1]
+    for j in range(k):
+        triangular[j, j] = 1
+    for i in range(n):
+        inverse(triangular, R_inverse[i])
+        _widen(A[i], frame)
+        _dots(frame, frame, True, G)
+        triangle(G, triangular)
+        copy(triangular, R[i])
+
+
+@kernel(allocates=True)
+def reverse_factors(A, R_transposed):
+    """R_transposed[-1 - i] <- R' of the triangle with R'R = A[i] A[i]', of A (n,k,N)."""
+    k, wide = R_transposed.shape[1:]
+    _reverse_factors(A, R_transposed, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
+
+
+@kernel
+def _reverse_factors(A, R_transposed, frame, work):
+    """`reverse_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
+    n, k, _ = R_transposed.shape
+    G, R = work[0], work[1]
+    for i in range(n):
+        _widen(A[i], frame)
+        _dots(frame, frame, True, G)
+        triangle(G, R)
+        for j in range(k):
+            for m in range(k):
+                R_transposed[n - 1 - i, j, m] = R[m, j]
+
+
+@kernel(allocates=True)
+def meet(C, states, ends):
+    """ends[s] <- C[i]^-1 ends[s], s = states[0,i] .. states[1,i] - 1; C (n,k,columns) is spent.
+
+    Inf or NaN where a C is singular.
+    """
+    _, k, wide = C.shape
+    _meet(C, states, ends, np.zeros((2, k, wide)), np.zeros(wide))
+
+
+@kernel
+def _meet(C, states, ends, work, zeros):
+    """`meet`; work (2,k,columns) and zeros (columns,), all zeros."""
+    C_inverse, A = work[0], work[1]
+    k, wide = A.shape
+    for i in range(C.shape[0]):
+        for j in range(k):
+            for m in range(wide):
+                C_inverse[j, m] = 1 if j == m else 0
+        solve(C[i], C_inverse)
+        for s in range(states[0, i], states[1, i]):
+            times(C_inverse, ends[s], zeros, A)
+            copy(A, ends[s])
 
 
 class Windows(NamedTuple):
@@ -167,7 +194,7 @@ class Windows(NamedTuple):
 
     R_v: np.ndarray  # (T+1,.): R of the frame pushed to t, in the stretch that t ends or is in
     R_v_inverse: np.ndarray  # (T+1,.): of R in the stretch that t begins or is in
-    ends: np.ndarray  # (T+1,.): (L_s' Q_s)^-1 R_u'
+    ends: np.ndarray  # (T+1,.): (U_s V_s')^-1 R_u'
     D: np.ndarray  # (G,.), times 2^shifts: D[i] takes the frame of stretch i - 1 to that of i
     shifts: np.ndarray  # (G,)
     stretch: np.ndarray  # (T+1,2): that of t as the end of a window and as the beginning of one

@@ -80,11 +80,9 @@ def carry(
     rows: np.ndarray,
     watch: Callable[[Stretch], None] | None = None,
     history: bool = False,
-    steps: int = 1,
 ) -> Carried:
     """Push orthonormal rows (k,N) from state `start` to `stop`, or pull them if it lies before.
 
-    `steps` is a guess of how long the first stretch can be.
     A chain with NaN gives NaN; a product that is zero an empty factor, e = EMPTY.
     """
     k, forward = len(rows), stop >= start
@@ -95,7 +93,7 @@ def carry(
     if history:  # of which float64 is to hold the squares
         limit = min(limit, 0.4 * math.log(sys.float_info.max))
     room = -0.25 * math.log(float(info.eps))  # nats its rows may grow apart
-    frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), steps
+    frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), 1
     while left:
         n = min(n, left)
         to = at + n if forward else at - n
@@ -145,9 +143,7 @@ def log_norm_of(U: np.ndarray, e: np.ndarray) -> float:
     return math.log(norm) + nats if norm > 0 else -math.inf
 
 
-def one_vector(
-    chain: Chain, start: int, stop: int, vector: np.ndarray, **given: Any
-) -> tuple[np.ndarray, float]:
+def one_vector(chain: Chain, start: int, stop: int, vector: np.ndarray) -> tuple[np.ndarray, float]:
     """A unit vector carried along: the unit vector it becomes, float64, and the log of its norm."""
-    carried = carry(chain, start, stop, vector[None], **given)
+    carried = carry(chain, start, stop, vector[None])
     return carried.frame[0].astype(np.float64), log_norm_of(carried.U, carried.e)

@@ -2,51 +2,61 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..chains import Chain
 from ..kernels.frames import EMPTY
+from ..kernels.memory import aligned
 from ..kernels.small import columns
-from ..kernels.windows import Windows, meet, window_norms
+from ..kernels.windows import Windows, forward_factors, meet, reverse_factors, window_norms
 from ..threads import both, share
 from .products import Carried, Stretch, carry, orthonormal
 
 _WINDOW_COST = 1e5  # of a window, in multiply-adds of the products
-_TOGETHER = 4  # stretches whose frames are pushed side by side
-
-
-def _whole(carried: Carried) -> bool:
-    return bool(np.isfinite(carried.frame).all() and (carried.e > EMPTY).all())
-
-
-def _groups(stretches: list[Stretch], T: int) -> Iterator[list[Stretch]]:
-    """The last stretches first: some that can be carried on by as many steps as the longest."""
-    last = len(stretches)
-    while last:
-        one, longest, first = stretches[last - 1], 0, last
-        room = T - one.start if one.stop > one.start else one.start
-        while first > 0 and last - first < _TOGETHER:
-            longest = max(longest, _steps(stretches[first - 1]))
-            if longest > room:
-                break
-            first -= 1
-        yield stretches[first:last]
-        last = first
 
 
 def _steps(one: Stretch) -> int:
     return abs(one.stop - one.start)
 
 
+def _whole(carried: Carried) -> bool:
+    return bool(np.isfinite(carried.frame).all() and (carried.e > EMPTY).all())
+
+
+def _met(
+    own: list[Stretch], history: Any, waiting: list[Stretch]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(s, t, own frame · known frame') for the states s .. t - 1 that two stretches share.
+
+    Of known stretches `waiting`, the next one last, those are taken off whose first state the last
+    of `own` has come to: the product is made there, where the known frame is at hand.  Back from
+    there each stretch of `own` multiplies it by its R'.
+    """
+    last = own[-1]
+    while waiting and (apart := abs(waiting[-1].start - last.start)) <= _steps(last):
+        known = waiting.pop()
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            C = np.asarray(history[apart - 1], float) @ known.before.T.astype(float)
+            for one in reversed(own):
+                if one is not last:
+                    C = one.R.T @ C
+                s = max(min(one.start, one.stop), min(known.start, known.stop))
+                t = min(max(one.start, one.stop), max(known.start, known.stop))
+                if s >= t:
+                    break
+                yield s, t, C
+
+
 class TwoPasses:
     """Forward and reverse frames of a whole chain, as the k x k matrices that windows need.
 
-    Each frame is carried over its half to the middle, by a thread of its own, and its stretches
-    are noted; then on over the other's half, where the other's frames are made anew from what was
-    noted, and the two are put together at every state.
+    Each frame is carried over its half to the middle, by a thread of its own, and then on over the
+    other's half.  Of the frames at a state s, V_s forward and U_s reverse, windows need the
+    triangular factors, and U_s V_s'.  Of the latter there is but one where neither frame is
+    orthonormalised in between: U_t P(t,s) V_s, for it does not matter where the two meet.
 
     Memory: 3 k² float64 a step, 1.5 kB at k = 8, and the frames at the ends of stretches.
 
@@ -59,31 +69,47 @@ class TwoPasses:
 
     def __init__(self, chain: Chain, k: int, rng: np.random.Generator) -> None:
         T, N = len(chain), chain.size(0)
-        self._R_v, self._R_v_inverse, self._ends = np.zeros((3, T + 1, k, columns(k)))
+        # In memory that is used again: of new pages zeros took half as long as what is put there.
+        matrices = aligned((3, T + 1, k, columns(k)), np.dtype(float))
+        matrices[..., k:] = 0
+        self._R_v, self._R_v_inverse, self._ends = matrices
         self._R_v[0, :, :k] = np.eye(k)
         frames = [orthonormal(rng.standard_normal((N, k)), chain.dtype)[0] for _ in range(2)]
-        forward: list[Stretch] = []
-        reverse: list[Stretch] = []
-        later: list[Stretch] = []  # forward stretches of the second half
+        halves: tuple[list[Stretch], list[Stretch]] = ([], [])  # forward and reverse, the first
+        later: tuple[list[Stretch], list[Stretch]] = ([], [])  # and the second they go through
         self.whole = True
 
-        def to_the_middle(way: int) -> None:
-            start, notes = ((0, forward), (T, reverse))[way]
-            carried = carry(chain, start, T // 2, frames[way], notes.append)
+        def some(way: int, start: int, stop: int, watch: Any) -> None:
+            carried = carry(chain, start, stop, frames[way], watch, history=True)
             frames[way] = carried.frame
-            self.whole = self.whole and _whole(carried)
+            if not _whole(carried):
+                self.whole = False  # whatever the other thread finds
+
+        def to_the_middle(way: int) -> None:
+            note = functools.partial(self._note, stretches=halves[way])
+            some(way, (0, T)[way], T // 2, note)
 
         def beyond(way: int) -> None:
-            noted = (reverse, forward)[way]
-            if not self._meet(chain, noted, frames[way], later.append):
-                self.whole = False
+            waiting = list(halves[1 - way])
+            products: list[tuple[int, int, np.ndarray]] = []
+
+            def note(part: Stretch) -> None:
+                self._note(part, later[way])
+                products.extend(_met(later[way], part.history, waiting))
+
+            some(way, T // 2, (T, 0)[way], note)
+            if self.whole and products:
+                firsts, lasts, C = zip(*products, strict=True)
+                wide = np.zeros((len(C), k, columns(k)))
+                wide[:, :, :k] = C if way else np.swapaxes(C, 1, 2)
+                meet(wide, np.array([firsts, lasts]), self._ends)
 
         cost = float(T) * k * N * N
         for part in (to_the_middle, beyond):
             both(functools.partial(part, 0), functools.partial(part, 1), cost)
             if not self.whole:
                 return
-        stretches = forward + later
+        stretches = halves[0] + later[0]
         self._stretch = np.zeros((T + 1, 2), np.int64)  # as an end, and as a beginning
         for i, one in enumerate(stretches):
             self._stretch[one.start + 1 : one.stop + 1, 0] = i
@@ -97,43 +123,15 @@ class TwoPasses:
         self._shifts = np.frexp(np.abs(D).max(axis=(1, 2)))[1].astype(np.int64)
         self._D = np.ldexp(D, -self._shifts[:, None, None].astype(np.int32))
 
-    def _meet(
-        self,
-        chain: Chain,
-        stretches: list[Stretch],
-        rows: np.ndarray,
-        note: Callable[[Stretch], None],
-    ) -> bool:
-        """Carry a frame back over stretches of the other one, the last first.
-
-        `note` gets the stretches of a forward frame.  Returns whether the frame came through.
-        """
-        for some in _groups(stretches, len(chain)):
-            firsts, before = np.array([one.start for one in some]), [one.before for one in some]
-            longest, known_forward = max(map(_steps, some)), some[0].stop > some[0].start
-            known = chain.history_groups(firsts, longest, np.stack(before), known_forward)
-            for g in range(len(some) - 1, -1, -1):
-                one = some[g]
-
-                def join(part: Stretch, one: Stretch = one, g: int = g, known: Any = known) -> None:
-                    own = np.ascontiguousarray(np.asarray(part.history, chain.dtype)[:, None])
-                    if part.start < part.stop:
-                        V, U = (part.before, own, 0, 0), (known, g, one.start - 1 - part.start)
-                        note(part._replace(history=None))
-                    else:
-                        V = (one.before, known, g, part.stop - one.start)
-                        U = (own, 0, len(own) - 1)
-                    s, t = sorted((part.start, part.stop))
-                    R_v, out = self._R_v[s + 1 : t + 1], (self._R_v_inverse[s:t], self._ends[s:t])
-                    meet(*V, *U, R_v, *out)
-
-                carried = carry(
-                    chain, one.stop, one.start, rows, join, history=True, steps=_steps(one)
-                )
-                rows = carried.frame
-                if not _whole(carried):
-                    return False
-        return True
+    def _note(self, part: Stretch, stretches: list[Stretch]) -> None:
+        """Keep the factors of every state of a stretch, and of the stretch all but its history."""
+        history = np.ascontiguousarray(part.history)
+        s, t = sorted((part.start, part.stop))
+        if part.start < part.stop:
+            forward_factors(history, self._R_v[s + 1 : t + 1], self._R_v_inverse[s:t])
+        else:
+            reverse_factors(history, self._ends[s:t])
+        stretches.append(part._replace(history=None))
 
     def norms(self, lag: int) -> np.ndarray:
         """(T+1-lag,2): log norms of the windows on the forward frame, and of all of P."""
