@@ -2,70 +2,98 @@
 
 alpha_i u_i = P v_i - beta_{i-1} u_{i-1}, beta_i v_{i+1} = P' u_i - alpha_i v_i.  Along a singular
 vector of value x the vectors' components obey the same recurrence, from 1 for v_1; beyond the
-largest Ritz value they grow, and none can exceed 1/|that of v_1|.
+largest Ritz value they grow, and none can exceed 1/|that of v_1|.  Times all numbers so far the
+component is a polynomial in x, as is the next one, whose largest root is the largest Ritz value.
+All roots are real: from above Newton's method never passes the largest one, and the logarithm of a
+polynomial is concave beyond it: from below Newton's method never passes a value of that.
 """
 
 import math
 
 from .jit import kernel
 
-
-@kernel
-def _component(alpha, beta, halves, x):
-    """log of the last vector's component beside v_1's, and whether x is beyond all Ritz values."""
-    before, now, scale = 0.0, 1.0, 0.0
-    for i in range(halves + 1):
-        other = 0.0
-        if i > 0:
-            other = alpha[i // 2] if i % 2 == 1 else beta[i // 2 - 1]
-        top = x * now - other * before
-        if not top > 0:
-            return -math.inf, False
-        if i < halves:
-            divisor = alpha[i // 2] if i % 2 == 0 else beta[i // 2]
-            if divisor == 0:
-                return math.inf, True
-            before, now = now, top / divisor
-            if now > 1e100 or now < 1e-100:
-                scale += math.log(now)
-                before, now = before / now, 1.0
-    return math.log(now) + scale, True
+_CLOSE = 4e-15  # relative: nearer to a root than that rounding decides
+_NEAR = 1e-9  # nats of a component
+_MOST = 200  # steps of Newton's method, which takes about ten
 
 
 @kernel
-def bounds(alpha, beta, halves, room, out):
+def _last_two(numbers, halves, x):
+    """Whether x is beyond all Ritz values; p/p' of the next component; log p, p'/p of the last."""
+    before, now, slope_before, slope = 0.0, 1.0, 0.0, 0.0
+    square, scale = 0.0, 0.0
+    for i in range(halves):
+        after = x * now - square * before
+        if not after > 0:
+            return False, 0.0, 0.0, 0.0
+        slope_after = now + x * slope - square * slope_before
+        before, now, slope_before, slope = now, after, slope, slope_after
+        square = numbers[i] * numbers[i]
+        if now > 1e100 or now < 1e-100:
+            scale += math.log(now)
+            before, slope_before, slope = before / now, slope_before / now, slope / now
+            now = 1.0
+    after = x * now - square * before
+    if not after > 0:
+        return False, 0.0, 0.0, 0.0
+    slope_after = now + x * slope - square * slope_before
+    return True, after / slope_after, math.log(now) + scale, slope / now
+
+
+@kernel
+def _largest_ritz(numbers, halves, above):
+    """The largest Ritz value or a little more, from what is no less but for rounding."""
+    x, by = above, 1e-15
+    beyond, step = _last_two(numbers, halves, x)[:2]
+    while not beyond and x < math.inf:
+        x *= 1 + by
+        by *= 4
+        beyond, step = _last_two(numbers, halves, x)[:2]
+    low = 0.0
+    for _ in range(_MOST):
+        lower = x - step
+        if low > 0:  # a step has passed the root, by rounding
+            lower = 0.5 * (low + x)
+        if not x - lower > _CLOSE * x:
+            break
+        beyond, step = _last_two(numbers, halves, lower)[:2]
+        if beyond:
+            x = lower
+        else:
+            low = lower
+    return x
+
+
+@kernel
+def bounds(numbers, halves, room, out):
     """out (G,2) <- largest Ritz value after `halves` half-sweeps, and where a component is e^room.
 
-    alpha, beta (G,.): in the order in which they came about, alpha_1 first.
+    numbers (G,.): alpha_1, beta_1, alpha_2, .. in the order in which they came about.
     """
     for g in range(out.shape[0]):
-        a, b = alpha[g], beta[g]
-        low, square = 0.0, 0.0
+        own = numbers[g]
+        square, widest, before, product, nats = 0.0, 0.0, 0.0, 1.0, 0.0
         for i in range(halves):
-            one = a[i // 2] if i % 2 == 0 else b[i // 2]
-            low, square = max(low, one), square + one * one
-        high = math.sqrt(square) * (1 + 1e-15)
-        low *= 1 - 1e-15
-        for _ in range(80):
-            middle = 0.5 * (low + high)
-            if not low < middle < high:
+            one = own[i]
+            square += one * one
+            widest = max(widest, before + one)
+            before = one
+            product *= one
+            if product > 1e100 or product < 1e-100:
+                nats += math.log(product)
+                product = 1.0
+        nats += math.log(product)  # -inf where one is zero: the Krylov space is all there is
+        if not 0 < square < math.inf:  # all are zero, or there are NaN
+            out[g, 0] = out[g, 1] = math.sqrt(square)
+            continue
+        # no singular value is larger: Frobenius' norm, and the largest sum along a row
+        x = _largest_ritz(own, halves, min(math.sqrt(square), widest) * (1 + 1e-15))
+        out[g, 0] = x
+        for _turn in range(_MOST):
+            beyond, _, log, rate = _last_two(own, halves, x)
+            missing = room + nats - log
+            # beside a root x may be beyond it there and not here: rounding, compiled twice
+            if beyond and not missing > _NEAR:
                 break
-            if _component(a, b, halves, middle)[1]:
-                high = middle
-            else:
-                low = middle
-        out[g, 0] = high
-        low, step = high, 1e-15
-        while high < math.inf and _component(a, b, halves, high)[0] < room:
-            low = high
-            high *= 1 + step
-            step *= 4
-        for _ in range(80):
-            middle = 0.5 * (low + high)
-            if not low < middle < high:
-                break
-            if _component(a, b, halves, middle)[0] < room:
-                low = middle
-            else:
-                high = middle
-        out[g, 1] = high
+            x += max(missing / rate, _CLOSE * x) if beyond else _CLOSE * x
+        out[g, 1] = x

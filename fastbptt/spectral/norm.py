@@ -284,7 +284,7 @@ def _lanczos(
     length = float(np.linalg.norm(omega))
     left: list[np.ndarray] = []
     right = [omega / length]
-    alpha, beta = np.zeros((1, max_sweeps + 1)), np.zeros((1, max_sweeps + 1))
+    numbers = np.zeros((1, max_sweeps + 1))  # alpha and beta in turn
     found = np.empty((1, 2))
     base, m, lower, upper = 0.0, 0, -math.inf, math.inf  # all is relative to the first product
     discord = 0.0  # of sweeps forward and sweeps back, which are one another's transposes
@@ -303,17 +303,17 @@ def _lanczos(
         # along the last of `own` it is what the sweep before found, along the others nothing
         apart = np.zeros(len(own))
         if m > 0:
-            apart[-1:] = -float((beta if forward else alpha)[0, (m - 1) // 2])
+            apart[-1:] = -float(numbers[0, m - 1])
         for again in range(2):
             for i, one in enumerate(own):
                 dot = one @ y
                 y = y - dot * one
                 apart[i] += dot * (again == 0)
         norm = float(np.linalg.norm(y))
-        (alpha if forward else beta)[0, m // 2] = norm
+        numbers[0, m] = norm
         discord = max(discord, *np.abs(apart).tolist()) if len(own) else discord
         m += 1
-        bounds(alpha, beta, m, room_of(delta, length), found)
+        bounds(numbers, m, room_of(delta, length), found)
         lower, upper = (math.log(x) + base for x in found[0].tolist())
         spent = norm <= _SPENT * found[0, 0] or len(own) + 1 > len(y)
         upper = lower if spent else upper
@@ -323,9 +323,9 @@ def _lanczos(
             break
     B = np.zeros((len(left), len(right)))
     n = min(B.shape)
-    B[np.arange(n), np.arange(n)] = alpha[0, :n]
+    B[np.arange(n), np.arange(n)] = numbers[0, : 2 * n : 2]
     n = min(len(left), len(right) - 1)
-    B[np.arange(n), np.arange(1, n + 1)] = beta[0, :n]
+    B[np.arange(n), np.arange(1, n + 1)] = numbers[0, 1 : 2 * n : 2]
     X, _, Y = np.linalg.svd(B)
     u, v = X[:, 0] @ np.array(left), Y[0] @ np.array(right)
     condition, rounding = _examine(chain, t, s, u, v, lower)

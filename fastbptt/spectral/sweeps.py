@@ -41,7 +41,7 @@ class Sweeps:
         length = np.linalg.norm(omega, axis=1)
         left: list[np.ndarray] = []
         right = [omega / length[:, None]]
-        alpha, beta = np.zeros((G, most)), np.zeros((G, most))
+        numbers = np.zeros((G, most))  # alpha and beta in turn
         result, open_ = np.zeros((G, 2)), np.arange(G)
         base, first, discord = np.zeros(G), np.zeros(G), np.zeros(G)
         for m in range(most):
@@ -61,13 +61,13 @@ class Sweeps:
                     y -= dot[:, None] * one
                     apart[i] += dot * (again == 0)
             if m > 0 and own:
-                apart[-1] -= (beta if forward else alpha)[open_, (m - 1) // 2]
+                apart[-1] -= numbers[open_, m - 1]
                 discord[open_] = np.fmax(discord[open_], np.abs(apart).max(axis=0))
             norm = np.linalg.norm(y, axis=1)
-            (alpha if forward else beta)[open_, m // 2] = norm
+            numbers[open_, m] = norm
             found = np.empty((len(open_), 2))
             room = room_of(self._delta, length[open_]).max()
-            bounds(alpha[open_], beta[open_], m + 1, room, found)
+            bounds(numbers[open_], m + 1, room, found)
             with np.errstate(divide="ignore"):
                 found = np.log(found) + base[:, None]
             found[~np.isfinite(base)] = base[~np.isfinite(base), None]
