@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_equal
 
-from fastbptt.kernels.lanczos import bounds
+from fastbptt.kernels.lanczos import bounds, orthogonalise
 
 
 def bounds_of(numbers, halves, room):
@@ -69,3 +69,24 @@ def test_each_row_by_itself():
     numbers = np.abs(np.random.default_rng(0).normal(size=(20, 9)))
     alone = [bounds_of(numbers[i : i + 1], 9, 15.0)[0] for i in range(20)]
     assert_equal(bounds_of(numbers, 9, 15.0), alone)
+
+
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(6, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_orthogonalised_against_bases_of_others(G, count, N, seed):
+    rng = np.random.default_rng(seed)
+    bases = np.stack([np.linalg.qr(rng.normal(size=(N, 6)))[0].T for _ in range(G + 2)])
+    which, y, expected = rng.permutation(G + 2)[:G], rng.normal(size=(G, N)), rng.normal(size=G)
+    own = bases[which, :count]
+    parts = np.einsum("gin,gn->gi", own, y)
+    less = y - np.einsum("gi,gin->gn", parts, own)
+    if count:
+        parts[:, -1] -= expected
+    norms, discord = np.empty((2, G))
+    orthogonalise(y, bases, which, count, expected, norms, discord)
+    assert_allclose(y, less, atol=1e-13)
+    assert_allclose(norms, np.linalg.norm(less, axis=1), rtol=1e-12)
+    assert_allclose(discord, np.abs(parts).max(axis=1, initial=0.0), atol=1e-13)
+    y[:] = np.nan  # which says nothing of how far sweeps disagree
+    orthogonalise(y, bases, which, count, expected, norms, discord)
+    assert_equal(discord, 0)

@@ -97,3 +97,29 @@ def bounds(numbers, halves, room, out):
                 break
             x += max(missing / rate, _CLOSE * x) if beyond else _CLOSE * x
         out[g, 1] = x
+
+
+@kernel
+def orthogonalise(y, basis, which, count, expected, norms, discord):
+    """y (G,N) less its parts along the first `count` vectors of basis[which] (.,.,N), found twice.
+
+    norms[g] <- ||y[g]||; discord[g] <- the largest of the parts found at first, of which the last
+    should be expected[g] and the others nothing.
+    """
+    N = y.shape[1]
+    for g in range(y.shape[0]):
+        own, most = basis[which[g]], 0.0
+        for again in range(2):
+            for i in range(count):
+                part = 0.0
+                for j in range(N):
+                    part += own[i, j] * y[g, j]
+                for j in range(N):
+                    y[g, j] -= part * own[i, j]
+                if again == 0:
+                    apart = abs(part - expected[g]) if i == count - 1 else abs(part)
+                    most = apart if apart > most else most
+        square = 0.0
+        for j in range(N):
+            square += y[g, j] * y[g, j]
+        norms[g], discord[g] = math.sqrt(square), most

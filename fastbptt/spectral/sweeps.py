@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..chains import Chain
-from ..kernels.lanczos import bounds
+from ..kernels.lanczos import bounds, orthogonalise
 from .factors import room_of
 
 TOL = 1e-2  # nats: to which windows are solved
@@ -39,31 +39,24 @@ class Sweeps:
         G, most = len(firsts), self._most
         omega = self._rng.standard_normal((G, N))
         length = np.linalg.norm(omega, axis=1)
-        left: list[np.ndarray] = []
-        right = [omega / length[:, None]]
+        sides = np.empty((2, G, (most + 3) // 2, N))  # left vectors, and right
+        sides[1, :, 0] = omega / length[:, None]
         numbers = np.zeros((G, most))  # alpha and beta in turn
         result, open_ = np.zeros((G, 2)), np.arange(G)
         base, first, discord = np.zeros(G), np.zeros(G), np.zeros(G)
         for m in range(most):
-            forward = m % 2 == 0
-            own, other = (left, right) if forward else (right, left)
-            y, nats = self._carry(firsts[open_], other[-1], forward)
+            forward, count = m % 2 == 0, (m + 1) // 2
+            own, other = sides if forward else sides[::-1]
+            y, nats = self._carry(firsts[open_], other[open_, m // 2], forward)
             if m == 0:
                 base, first = nats, nats
                 y[~np.isfinite(nats)] = 0
             with np.errstate(invalid="ignore"):
                 y = y * np.nan_to_num(np.exp(nats - base))[:, None]
             # along the last of `own` it is what the sweep before found, along the others nothing
-            apart = np.zeros((len(own), len(open_)))
-            for again in range(2):
-                for i, one in enumerate(own):
-                    dot = np.einsum("gn,gn->g", one, y)
-                    y -= dot[:, None] * one
-                    apart[i] += dot * (again == 0)
-            if m > 0 and own:
-                apart[-1] -= numbers[open_, m - 1]
-                discord[open_] = np.fmax(discord[open_], np.abs(apart).max(axis=0))
-            norm = np.linalg.norm(y, axis=1)
+            norm, apart = np.empty((2, len(open_)))
+            orthogonalise(y, own, open_, count, numbers[open_, max(m - 1, 0)], norm, apart)
+            discord[open_] = np.maximum(discord[open_], apart)
             numbers[open_, m] = norm
             found = np.empty((len(open_), 2))
             room = room_of(self._delta, length[open_]).max()
@@ -78,13 +71,10 @@ class Sweeps:
             with np.errstate(invalid="ignore"):
                 going = (found[:, 1] - found[:, 0] > self._tol) & ~spent
             with np.errstate(divide="ignore", invalid="ignore"):
-                own.append(y / norm[:, None])
+                own[open_, count] = y / norm[:, None]
             if m == 0:
                 going &= np.isfinite(base)
-            if not going.all():
-                open_, base = open_[going], base[going]
-                for vectors in (left, right):
-                    vectors[:] = [one[going] for one in vectors]
+            open_, base = open_[going], base[going]
             if not len(open_):
                 break
         with np.errstate(invalid="ignore", over="ignore"):
