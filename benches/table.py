@@ -381,18 +381,18 @@ def memory(infos: list[Info]) -> str:
 
 def norms(infos: dict[str, Info]) -> str:
     rows = []
-    windows = {task.split()[1]: infos[task] for task in sorted(infos) if task.startswith("windows")}
-    for threads, info in windows.items():
-        spread = ratios(info, "numpy")
+    windows = [infos[task] for task in sorted(infos) if task.startswith("windows")]
+    for info in windows:
+        spread, bar = ratios(info, "numpy"), info["bar"]
         ours, theirs = (micro(info["seconds"][name]) for name in ("fastbptt", "numpy"))
         rows.append(
             [
-                f"`growth_window(lag=100)`, T = {info['T']:,}, H = {info['size']}, "
-                f"threads: {threads}",
+                f"`growth_window(lag={info['lag']})`, T = {info['T']:,}, H = {info['size']}, "
+                f"threads: {info['threads']}",
                 f"{ours} µs/step; explicit products in NumPy {theirs}",
                 f"{statistics.median(spread):.2f} ({min(spread):.2f}–{max(spread):.2f}) x faster",
-                "8",
-                verdict(statistics.median(spread) >= 8),
+                f"{bar or '–'}",
+                verdict(statistics.median(spread) >= bar) if bar else "–",
             ]
         )
     if "log_norm" in infos:
@@ -409,9 +409,9 @@ def norms(infos: dict[str, Info]) -> str:
                 verdict(statistics.median(spread) <= 5),
             ]
         )
-    notes = {f"Windows: {info['note']}." for info in windows.values()}
+    notes = [f"Windows of lag {info['lag']}: {info['note']}." for info in windows]
     head = ["what", "measured", "ratio (min–max)", "bar", ""]
-    return "\n\n".join(["Norms:", table(head, rows), *notes])
+    return "\n\n".join(["Norms:", table(head, rows), *dict.fromkeys(notes)])
 
 
 def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:

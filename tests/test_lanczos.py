@@ -87,6 +87,10 @@ def test_orthogonalised_against_bases_of_others(G, count, N, seed):
     assert_allclose(y, less, atol=1e-13)
     assert_allclose(norms, np.linalg.norm(less, axis=1), rtol=1e-12)
     assert_allclose(discord, np.abs(parts).max(axis=1, initial=0.0), atol=1e-13)
+    if count:  # once would leave what rounding left of the large part
+        y = bases[which, 0] + 1e-9 * y
+        orthogonalise(y, bases, which, count, expected, norms, discord)
+        assert (np.abs(np.einsum("gin,gn->gi", own, y)) < 1e-15 * norms[:, None] + 1e-24).all()
     y[:] = np.nan  # which says nothing of how far sweeps disagree
     orthogonalise(y, bases, which, count, expected, norms, discord)
     assert_equal(discord, 0)
