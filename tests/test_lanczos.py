@@ -53,6 +53,16 @@ def test_bounds_of_numbers(halves, room, kind, seed):
             assert component(own, above * (1 - 1e-7)) < room
 
 
+def test_many_values_together():
+    """A cluster far below what bounds it: Newton's method alone would take a thousand steps."""
+    numbers = np.array([[*[0.5**0.5] * 2, *[1e-5, 1.0] * 31]])
+    symmetric = np.diag(numbers[0], 1) + np.diag(numbers[0], -1)
+    for room in (0.5, 20.0):
+        ritz, above = bounds_of(numbers, 64, room)[0]
+        assert_allclose(ritz, np.linalg.eigvalsh(symmetric).max(), rtol=1e-13)
+        assert component(numbers[0], above * (1 + 1e-9)) > room
+
+
 def test_numbers_that_end():
     """Where one is zero the Krylov space is all there is, and its largest value the norm."""
     numbers = np.array([[3.0, 4.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])

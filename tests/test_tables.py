@@ -175,6 +175,22 @@ def test_the_mean_the_machine_and_the_commands(text):
     assert start[""] == "met"
 
 
+def test_windows_with_a_bar_and_without(table, written):
+    def windows(lag, bar, ours):
+        seconds = {"fastbptt": [ours * MICRO] * 3, "numpy": [90 * MICRO, 120 * MICRO, 60 * MICRO]}
+        info = {"task": f"windows 1 {lag}", "T": 5000, "size": 128, "threads": 1, "lag": lag}
+        return info | {"bar": bar, "seconds": seconds, "note": f"so many of {lag}"}
+
+    text = table.text(table.read([written(windows(100, 8, 10), windows(9, None, 180))]), None)
+    short, long = sorted(rows(text, "what"), key=lambda row: row["bar"], reverse=True)
+    assert short["what"] == "`growth_window(lag=9)`, T = 5,000, H = 128, threads: 1"
+    assert short["ratio (min–max)"] == "0.50 (0.33–0.67) x faster"
+    assert (short["bar"], short[""]) == ("–", "–")
+    assert long["ratio (min–max)"] == "9.00 (6.00–12.00) x faster"
+    assert (long["bar"], long[""]) == ("8", "met")
+    assert "Windows of lag 9: so many of 9." in text
+
+
 def test_again_says_where_a_second_run_has_another_winner(table, written):
     turned = copy.deepcopy(LOST)
     turned["seconds"]["torch (1)"] = [6 * MICRO] * 3

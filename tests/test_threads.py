@@ -15,6 +15,7 @@ import pytest
 
 import fastbptt as fb
 from fastbptt import layers, threads
+from fastbptt.spectral import two_passes
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +32,15 @@ def work(B=16, T=40, H=96, I=70):
     grads = trace.backward(rng.normal(size=(T, B, H)).astype(np.float32))
     stream = fb.JacobianStream(net, probes=3)
     stream.update(rng.normal(size=(T, B, I)).astype(np.float32))
-    return [trace.output, *grads.params.values(), grads.x, grads.state, stream.result().lower]
+    windows = fb.growth_window(trace.chain(), 9, method="frames")
+    norms = [stream.result().lower, windows.lower, windows.estimate]
+    return [trace.output, *grads.params.values(), grads.x, grads.state, *norms]
 
 
 @pytest.fixture
 def every_call_is_shared(monkeypatch):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(two_passes, "_TOGETHER", 6)
 
 
 @pytest.mark.usefixtures("every_call_is_shared")

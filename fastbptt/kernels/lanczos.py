@@ -2,10 +2,11 @@
 
 alpha_i u_i = P v_i - beta_{i-1} u_{i-1}, beta_i v_{i+1} = P' u_i - alpha_i v_i.  Along a singular
 vector of value x the vectors' components obey the same recurrence, from 1 for v_1; beyond the
-largest Ritz value they grow, and none can exceed 1/|that of v_1|.  Times all numbers so far the
-component is a polynomial in x, as is the next one, whose largest root is the largest Ritz value.
-All roots are real: from above Newton's method never passes the largest one, and the logarithm of a
-polynomial is concave beyond it: from below Newton's method never passes a value of that.
+largest Ritz value they grow, and none can exceed 1/|that of v_1|.  Times all numbers before it the
+i-th component is a polynomial p_i of x with i real roots, and the largest Ritz value after m
+half-sweeps is the largest root of p_{m+1}.  From above Newton's method never passes it, and from x
+it is no farther than (m + 1) p/p'.  Beyond it log p_m is concave: from below Newton's method never
+passes the x where that has a given value.
 """
 
 import math
@@ -14,12 +15,12 @@ from .jit import kernel
 
 _CLOSE = 4e-15  # relative: nearer to a root than that rounding decides
 _NEAR = 1e-9  # nats of a component
-_MOST = 200  # steps of Newton's method, which takes about ten
+_MOST = 200  # steps of Newton's method, which takes about ten: for numbers that make no sense
 
 
 @kernel
 def _last_two(numbers, halves, x):
-    """Whether x is beyond all Ritz values; p/p' of the next component; log p, p'/p of the last."""
+    """Whether x is beyond all Ritz values; p/p' of p_{halves+1}; log p and p'/p of p_halves."""
     before, now, slope_before, slope = 0.0, 1.0, 0.0, 0.0
     square, scale = 0.0, 0.0
     for i in range(halves):
@@ -41,26 +42,33 @@ def _last_two(numbers, halves, x):
 
 
 @kernel
-def _largest_ritz(numbers, halves, above):
-    """The largest Ritz value or a little more, from what is no less but for rounding."""
+def _largest_ritz(numbers, halves, low, above):
+    """The largest Ritz value or a little more, between what is no more and what is no less.
+
+    Where many lie together Newton's method halves the distance in as many steps: bisection does in
+    one.
+    """
     x, by = above, 1e-15
     beyond, step = _last_two(numbers, halves, x)[:2]
-    while not beyond and x < math.inf:
+    while not beyond and x < math.inf:  # by rounding
         x *= 1 + by
         by *= 4
         beyond, step = _last_two(numbers, halves, x)[:2]
-    low = 0.0
     for _ in range(_MOST):
-        lower = x - step
-        if low > 0:  # a step has passed the root, by rounding
-            lower = 0.5 * (low + x)
-        if not x - lower > _CLOSE * x:
+        low = max(low, x - (halves + 1) * step)
+        width = x - low
+        if not width > _CLOSE * x:
             break
-        beyond, step = _last_two(numbers, halves, lower)[:2]
-        if beyond:
-            x = lower
-        else:
-            low = lower
+        for way in range(2):
+            lower = x - step if way == 0 else 0.5 * (low + x)
+            beyond, other = _last_two(numbers, halves, lower)[:2]
+            if beyond:
+                x, step = lower, other
+                low = max(low, x - (halves + 1) * step)
+            else:
+                low = lower
+            if not x - low > 0.5 * width:
+                break
     return x
 
 
@@ -68,14 +76,16 @@ def _largest_ritz(numbers, halves, above):
 def bounds(numbers, halves, room, out):
     """out (G,2) <- largest Ritz value after `halves` half-sweeps, and where a component is e^room.
 
-    numbers (G,.): alpha_1, beta_1, alpha_2, .. in the order in which they came about.
+    numbers (G,.): alpha_1, beta_1, alpha_2, .. in the order in which they came about, of a size
+    that their squares are in the range of float64.
     """
     for g in range(out.shape[0]):
         own = numbers[g]
-        square, widest, before, product, nats = 0.0, 0.0, 0.0, 1.0, 0.0
+        square, least, widest, before, product, nats = 0.0, 0.0, 0.0, 0.0, 1.0, 0.0
         for i in range(halves):
             one = own[i]
             square += one * one
+            least = max(least, before * before + one * one)
             widest = max(widest, before + one)
             before = one
             product *= one
@@ -86,8 +96,9 @@ def bounds(numbers, halves, room, out):
         if not 0 < square < math.inf:  # all are zero, or there are NaN
             out[g, 0] = out[g, 1] = math.sqrt(square)
             continue
-        # no singular value is larger: Frobenius' norm, and the largest sum along a row
-        x = _largest_ritz(own, halves, min(math.sqrt(square), widest) * (1 + 1e-15))
+        # a row is no longer; Frobenius' norm, and the largest sum along a row, are no less
+        low, above = math.sqrt(least) * (1 - 1e-15), min(math.sqrt(square), widest) * (1 + 1e-15)
+        x = _largest_ritz(own, halves, low, above)
         out[g, 0] = x
         for _turn in range(_MOST):
             beyond, _, log, rate = _last_two(own, halves, x)

@@ -23,25 +23,24 @@ def _widen(A, wide):
 
 
 @kernel
-def _dots(a, b, symmetric, C):
-    """C (k,columns) = a b' of a and b (columns,N); of a symmetric one what `triangle` reads."""
+def _squares(a, C):
+    """C (k,columns) = a a' of a (columns,N): what `triangle` reads of it."""
     k, N = C.shape[0], a.shape[1]
-    for i in range(0, k, 2):  # two rows share what is read of b
+    for i in range(0, k, 2):  # two rows share what is read of the others
         below = min(i + 1, k - 1)
-        first = i // AT_ONCE * AT_ONCE if symmetric else 0
-        for j in range(first, k, AT_ONCE):
+        for j in range(i // AT_ONCE * AT_ONCE, k, AT_ONCE):
             c0, c1, c2, c3 = 0.0, 0.0, 0.0, 0.0
             d0, d1, d2, d3 = 0.0, 0.0, 0.0, 0.0
             for m in range(N):
                 one, other = a[i, m], a[below, m]
-                c0 += one * b[j, m]
-                c1 += one * b[j + 1, m]
-                c2 += one * b[j + 2, m]
-                c3 += one * b[j + 3, m]
-                d0 += other * b[j, m]
-                d1 += other * b[j + 1, m]
-                d2 += other * b[j + 2, m]
-                d3 += other * b[j + 3, m]
+                c0 += one * a[j, m]
+                c1 += one * a[j + 1, m]
+                c2 += one * a[j + 2, m]
+                c3 += one * a[j + 3, m]
+                d0 += other * a[j, m]
+                d1 += other * a[j + 1, m]
+                d2 += other * a[j + 2, m]
+                d3 += other * a[j + 3, m]
             C[i, j], C[i, j + 1], C[i, j + 2], C[i, j + 3] = c0, c1, c2, c3
             C[below, j], C[below, j + 1], C[below, j + 2], C[below, j + 3] = d0, d1, d2, d3
 
@@ -62,7 +61,7 @@ def _gram(A, G, shifts, wide):
     least = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
     for t in range(A.shape[0]):
         _widen(A[t], wide)
-        _dots(wide, wide, True, G[t])
+        _squares(wide, G[t])
         shifts[t] = 0
         inside = True
         for i in range(k):
@@ -77,7 +76,7 @@ def _gram(A, G, shifts, wide):
             for i in range(k):
                 for j in range(A.shape[2]):
                     wide[i, j] *= scale
-            _dots(wide, wide, True, G[t])
+            _squares(wide, G[t])
 
 
 @kernel(allocates=True)
@@ -120,9 +119,10 @@ def _history_norms(G, shifts, U, e, R0, out, work, zeros):
 
 @kernel(allocates=True)
 def forward_factors(A, R, R_inverse):
-    """R[i] <- the triangle with R'R = A[i] A[i]', of A (n,k,N); R_inverse[i + 1] <- R[i]^-1.
+    """R[i] <- the triangle with R'R = A[i] A[i]', of A (n,k,N).
 
-    R_inverse[0] is that of a frame that is orthonormal.
+    R_inverse[0] <- the identity, of the orthonormal frame before A[0]; R_inverse[i + 1] <- R[i]^-1
+    of all but the last.
     """
     k, wide = R.shape[1:]
     _forward_factors(A, R, R_inverse, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
@@ -138,7 +138,7 @@ def _forward_factors(A, R, R_inverse, frame, work):
     for i in range(n):
         inverse(triangular, R_inverse[i])
         _widen(A[i], frame)
-        _dots(frame, frame, True, G)
+        _squares(frame, G)
         triangle(G, triangular)
         copy(triangular, R[i])
 
@@ -157,7 +157,7 @@ def _reverse_factors(A, R_transposed, frame, work):
     G, R = work[0], work[1]
     for i in range(n):
         _widen(A[i], frame)
-        _dots(frame, frame, True, G)
+        _squares(frame, G)
         triangle(G, R)
         for j in range(k):
             for m in range(k):
@@ -207,14 +207,17 @@ def window_norms(w, lag, s0, out):
     The product of the D between is kept as a queue of two stacks (Tangwongsan, Hirzel, Schneider).
     """
     k, wide = w.R_v.shape[1:]
-    count = w.D.shape[0] + 1
+    count = w.stretch[s0 + out.shape[0] - 1 + lag, 0] - w.stretch[s0, 1] + 2
     back, exponents = np.zeros((count, k, wide)), np.zeros(count, np.int64)
     _window_norms(w, lag, s0, out, back, exponents, np.zeros((7, k, wide)), np.zeros(wide))
 
 
 @kernel
 def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
-    """`window_norms`; back (G+1,k,columns), exponents (G+1,) and work (7,k,columns), all zeros."""
+    """`window_norms`; back (G,k,columns), exponents (G,) and work (7,k,columns), all zeros.
+
+    G, of the stretches that the windows lie in, and one.
+    """
     identity, front, middle, A, joint, scratch = (
         work[0],
         work[1],
@@ -226,9 +229,9 @@ def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
     for i in range(identity.shape[0]):
         identity[i, i] = front[i, i] = 1
     between, moved, front_exponent = 0, True, 0
-    # `back` holds products for beginnings head .. bound; w.D[tail] is next
-    bound = head = tail = w.stretch[s0, 1]
-    copy(identity, back[head])
+    # `back` holds products for beginnings head .. bound, from `origin` on; w.D[tail] is next
+    bound = head = tail = origin = w.stretch[s0, 1]
+    copy(identity, back[0])
     for i in range(out.shape[0]):
         s = s0 + i
         t = s + lag
@@ -241,17 +244,18 @@ def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
             head += 1
             moved = True
             if head > bound:  # the old stack is used up: make one of all that is left
-                copy(identity, back[tail])
-                exponents[tail] = 0
+                copy(identity, back[tail - origin])
+                exponents[tail - origin] = 0
                 for m in range(tail - 1, head - 1, -1):
-                    up = multiply(back[m + 1], w.D[m + 1], zeros, back[m])
-                    exponents[m] = exponents[m + 1] + up + w.shifts[m + 1]
+                    later = m + 1 - origin
+                    up = multiply(back[later], w.D[m + 1], zeros, back[later - 1])
+                    exponents[later - 1] = exponents[later] + up + w.shifts[m + 1]
                 bound = tail
                 copy(identity, front)
                 front_exponent = 0
         if moved:
-            up = multiply(front, back[head], zeros, joint)
-            between = up + exponents[head] + front_exponent
+            up = multiply(front, back[head - origin], zeros, joint)
+            between = up + exponents[head - origin] + front_exponent
             moved = False
         nats = between + multiply(w.R_v[t], joint, zeros, middle)
         up = multiply(middle, w.ends[s], zeros, A)

@@ -39,7 +39,7 @@ class Sweeps:
         G, most = len(firsts), self._most
         omega = self._rng.standard_normal((G, N))
         length = np.linalg.norm(omega, axis=1)
-        sides = np.empty((2, G, (most + 3) // 2, N))  # left vectors, and right
+        sides = np.empty((2, G, most // 2 + 1, N))  # left vectors, and right
         sides[1, :, 0] = omega / length[:, None]
         numbers = np.zeros((G, most))  # alpha and beta in turn
         result, open_ = np.zeros((G, 2)), np.arange(G)

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..threads import both, share
 from .products import Carried, Stretch, carry, orthonormal
 
 _WINDOW_COST = 1e5  # of a window, in multiply-adds of the products
+_TOGETHER = 4096  # windows of one queue of products, whatever thread has them: the same bits
 
 
 def _steps(one: Stretch) -> int:
@@ -28,7 +28,7 @@ def _whole(carried: Carried) -> bool:
 
 def _met(
     own: list[Stretch], history: Any, waiting: list[Stretch]
-) -> Iterator[tuple[int, int, np.ndarray]]:
+) -> list[tuple[int, int, np.ndarray]]:
     """(s, t, own frame · known frame') for the states s .. t - 1 that two stretches share.
 
     Of known stretches `waiting`, the next one last, those are taken off whose first state the last
@@ -36,6 +36,7 @@ def _met(
     there each stretch of `own` multiplies it by its R'.
     """
     last = own[-1]
+    met: list[tuple[int, int, np.ndarray]] = []
     while waiting and (apart := abs(waiting[-1].start - last.start)) <= _steps(last):
         known = waiting.pop()
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -47,16 +48,18 @@ def _met(
                 t = min(max(one.start, one.stop), max(known.start, known.stop))
                 if s >= t:
                     break
-                yield s, t, C
+                met.append((s, t, C))
+    return met
 
 
 class TwoPasses:
     """Forward and reverse frames of a whole chain, as the k x k matrices that windows need.
 
     Each frame is carried over its half to the middle, by a thread of its own, and then on over the
-    other's half.  Of the frames at a state s, V_s forward and U_s reverse, windows need the
-    triangular factors, and U_s V_s'.  Of the latter there is but one where neither frame is
-    orthonormalised in between: U_t P(t,s) V_s, for it does not matter where the two meet.
+    other's half.  Of the frames at a state s, V_s forward and U_s reverse, k rows each, windows
+    need the triangular factors, and U_s V_s' (spectral.md's L_s' Q_s, not made orthonormal).  Of
+    the latter there is but one where neither frame is orthonormalised in between: U_s V_s' =
+    U_t P(t,s) V_s' = U_t V_t'.
 
     Memory: 3 k² float64 a step, 1.5 kB at k = 8, and the frames at the ends of stretches.
 
@@ -69,7 +72,8 @@ class TwoPasses:
 
     def __init__(self, chain: Chain, k: int, rng: np.random.Generator) -> None:
         T, N = len(chain), chain.size(0)
-        # In memory that is used again: of new pages zeros took half as long as what is put there.
+        # In memory that is used again: to fill new pages with zeros took half as long as all that
+        # is found for them.
         matrices = aligned((3, T + 1, k, columns(k)), np.dtype(float))
         matrices[..., k:] = 0
         self._R_v, self._R_v_inverse, self._ends = matrices
@@ -125,7 +129,7 @@ class TwoPasses:
 
     def _note(self, part: Stretch, stretches: list[Stretch]) -> None:
         """Keep the factors of every state of a stretch, and of the stretch all but its history."""
-        history = np.ascontiguousarray(part.history)
+        history = np.ascontiguousarray(part.history, part.before.dtype)
         s, t = sorted((part.start, part.stop))
         if part.start < part.stop:
             forward_factors(history, self._R_v[s + 1 : t + 1], self._R_v_inverse[s:t])
@@ -141,9 +145,10 @@ class TwoPasses:
         )
 
         def some(first: int, last: int) -> None:
-            window_norms(matrices, lag, first, out[first:last])
+            for s0 in range(first * _TOGETHER, last * _TOGETHER, _TOGETHER):
+                window_norms(matrices, lag, s0, out[s0 : s0 + _TOGETHER])
 
-        share(some, np.ones(len(out)), len(out) * _WINDOW_COST)
+        share(some, np.ones(-(-len(out) // _TOGETHER)), len(out) * _WINDOW_COST)
         return out
 
     def gap_steps(self, tol: float) -> float:
