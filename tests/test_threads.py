@@ -15,7 +15,7 @@ import pytest
 
 import fastbptt as fb
 from fastbptt import layers, threads
-from fastbptt.spectral import two_passes
+from fastbptt.spectral import sweeps, two_passes
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +32,8 @@ def work(B=16, T=40, H=96, I=70):
     grads = trace.backward(rng.normal(size=(T, B, H)).astype(np.float32))
     stream = fb.JacobianStream(net, probes=3)
     stream.update(rng.normal(size=(T, B, I)).astype(np.float32))
-    windows = fb.growth_window(trace.chain(), 9, method="frames")
-    norms = [stream.result().lower, windows.lower, windows.estimate]
+    frames, alone = (fb.growth_window(trace.chain(), 9, method=m) for m in ("frames", "sweeps"))
+    norms = [stream.result().lower, frames.lower, frames.estimate, alone.lower, alone.upper]
     return [trace.output, *grads.params.values(), grads.x, grads.state, *norms]
 
 
@@ -41,6 +41,7 @@ def work(B=16, T=40, H=96, I=70):
 def every_call_is_shared(monkeypatch):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
     monkeypatch.setattr(two_passes, "_TOGETHER", 6)
+    monkeypatch.setattr(sweeps, "_NUMBERS", 1 << 14)
 
 
 @pytest.mark.usefixtures("every_call_is_shared")

@@ -120,7 +120,8 @@ def multiply(A, B, zeros, C):
 def norm(A, zeros, scratch, squarings):
     """||A|| of A (k,columns) or a little less, by the power method; scratch (2,k,columns).
 
-    With 6 squarings it is (AA')^64 that is applied, and no more than 2e-3 is missing; with 3, 2e-2.
+    With s squarings M = (AA')^(2^s) is applied to the axis of its largest diagonal element, which
+    is trace(M) / k at least: no more than log(k) / 2^(s+1) nats are missing, as a rule a tenth.
     """
     k, wide = A.shape
     G, other = scratch[0], scratch[1]

@@ -6,12 +6,13 @@ import numpy as np
 
 from ..chains import Chain
 from ..kernels.lanczos import bounds, orthogonalise
+from ..threads import share
 from .factors import room_of
 
 TOL = 1e-2  # nats: to which windows are solved
 SWEEPS = 24  # half-sweeps of a window, at most
 MOST_SWEEPS = 64  # where few windows are solved
-_NUMBERS = 1 << 22  # of the vectors of windows that are solved side by side
+_NUMBERS = 1 << 20  # of the vectors of windows that one thread solves side by side
 
 
 class Sweeps:
@@ -28,16 +29,22 @@ class Sweeps:
 
         That is by how many nats sweeps forward and back, one another's transposes, disagree.
         """
-        N = self._chain.size(0)
-        out = np.empty((len(firsts), 3))
+        N, count = self._chain.size(0), len(firsts)
+        out = np.empty((count, 3))
         some = max(1, _NUMBERS // (N * self._most))
-        for i in range(0, len(firsts), some):
-            out[i : i + some] = self._solve(firsts[i : i + some], N)
+        seeds = self._rng.integers(2**63, size=-(-count // some))
+
+        def work(first: int, last: int) -> None:
+            for i in range(first, last):
+                part = slice(i * some, (i + 1) * some)
+                out[part] = self._solve(firsts[part], N, np.random.default_rng(seeds[i]))
+
+        share(work, np.ones(len(seeds)), float(count) * self._lag * N * N * self._most)
         return out
 
-    def _solve(self, firsts: np.ndarray, N: int) -> np.ndarray:
+    def _solve(self, firsts: np.ndarray, N: int, rng: np.random.Generator) -> np.ndarray:
         G, most = len(firsts), self._most
-        omega = self._rng.standard_normal((G, N))
+        omega = rng.standard_normal((G, N))
         length = np.linalg.norm(omega, axis=1)
         sides = np.empty((2, G, most // 2 + 1, N))  # left vectors, and right
         sides[1, :, 0] = omega / length[:, None]
