@@ -100,7 +100,8 @@ def test_orthogonalised_against_bases_of_others(G, count, N, seed):
     if count:  # once would leave what rounding left of the large part
         y = bases[which, 0] + 1e-9 * y
         orthogonalise(y, bases, which, count, expected, norms, discord)
-        assert (np.abs(np.einsum("gin,gn->gi", own, y)) < 1e-15 * norms[:, None] + 1e-24).all()
+        rounding = 2 * N * np.finfo(float).eps * norms[:, None]  # of a dot product, at most
+        assert (np.abs(np.einsum("gin,gn->gi", own, y)) <= rounding).all()
     y[:] = np.nan  # which says nothing of how far sweeps disagree
     orthogonalise(y, bases, which, count, expected, norms, discord)
     assert_equal(discord, 0)
