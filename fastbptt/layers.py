@@ -1,7 +1,7 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -76,13 +76,17 @@ class LayerGradients(NamedTuple):
     steps: tuple[np.ndarray, ...]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
 
 
+@lru_cache
+def _whole(*heights: int) -> np.ndarray:
+    """`Sums.share` of a thread that does all of three products of so many rows."""
+    return np.array([*((0, height) for height in heights), (0, 1)])
+
+
 def _shares(heights: list[tuple[int, int]], cost: float) -> list[np.ndarray]:
     """`Sums.share` of each thread, for three products of (rows, columns).
 
     `cost` is the multiply-adds behind them.
     """
-    if available(cost) == 1:
-        return [np.array([*((0, height) for height, _ in heights), (0, 1)])]
     counts = [-(-height // TURNED) for height, _ in heights]
     weights = [K for (_, K), count in zip(heights, counts, strict=True) for _ in range(count)]
     shares = []
@@ -167,44 +171,48 @@ class LayerPass:
         N, S, starts = sequences.N, sequences.S, sequences.starts
         Hp = self.h.shape[1]
         wide, panel = slots.width * Hp, VECTORS * lanes(dtype)
-        dh = sequences.ended(d_state[0], Hp)
-        ends, last = sequences.last_steps()
-        dh[ends] += dy[last]
-        dc = sequences.ended(d_state[1], Hp) if design.has_c else aligned((0, Hp), dtype)
-        dx = aligned((S if input_gradient else 0, padded(I, dtype)), dtype)
-        step_h = aligned((S if per_step else 0, Hp), dtype)
-        step_c = aligned((S if per_step and design.has_c else 0, Hp), dtype)
-
-        def gradient(first: int, last: int, K: int) -> np.ndarray:
-            sums = aligned(((last - first) * Hp, -(-K // panel) * panel), dtype)
-            sums[:] = 0
-            return sums
-
-        dw_ih = gradient(0, slots.x, I)
-        dw_hh = gradient(slots.first, slots.last, H)
-        db = np.zeros(slots.last * Hp, dtype)
         steps, longest = _chunk_steps(N, wide, dtype), sequences.longest
         # no later chunk has more rows
         cost = self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, longest))
-        gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
-        heights = [(len(dw_hh) - gated, H), (len(dw_ih), I), (gated, H)]
-        before = 0 if sequences.dense else min(steps, longest) * N
-        work = ((before, Hp), gradient_scratch(dtype), db.shape)
-        shares = [
-            Sums(dw_ih, dw_hh, db, I, H, share, *pieces(dtype, *work))
-            for share in _shares(heights, cost)
-        ]
         alone = available(cost) == 1
-        ahead = steps * (_CHUNKS_A_CALL if alone else _CHUNKS_AHEAD * len(shares))
-        chunk = aligned((min(steps if alone else ahead, longest) * N, wide), dtype)
+        gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
+        rows_ih, rows_hh = slots.x * Hp, (slots.last - slots.first) * Hp
+        if alone:
+            shares, ahead, kept = [_whole(rows_hh - gated, rows_ih, gated)], _CHUNKS_A_CALL, 1
+        else:
+            shares = _shares([(rows_hh - gated, H), (rows_ih, I), (gated, H)], cost)
+            ahead = kept = _CHUNKS_AHEAD * len(shares)
+        ahead *= steps
+        before = 0 if sequences.dense else min(steps, longest) * N
+        work = (before, Hp), gradient_scratch(dtype), (slots.last * Hp,)
+        state = (N, Hp), (N if design.has_c else 0, Hp)
+        chunk_rows = min(kept * steps, longest) * N
+        dh, dc, chunk, *scratch = pieces(dtype, *state, (chunk_rows, wide), *work * len(shares))
+        for part, given in zip((dh, dc), d_state, strict=False):
+            sequences.ended(given, part)
+        ends, last = sequences.last_steps()
+        dh[ends] += dy[last]
+        dx = aligned((S if input_gradient else 0, padded(I, dtype)), dtype)
+        step_h = aligned((S if per_step else 0, Hp), dtype)
+        step_c = aligned((S if per_step and design.has_c else 0, Hp), dtype)
         d = Adjoints(dh, dc, chunk, dx, step_h, step_c)
+
+        dw_ih = aligned((rows_ih, -(-I // panel) * panel), dtype)
+        dw_hh = aligned((rows_hh, -(-H // panel) * panel), dtype)
+        db = np.zeros(slots.last * Hp, dtype)
+        for total in (dw_ih, dw_hh):
+            total.fill(0)
+        sums = [
+            Sums(dw_ih, dw_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
+            for i, share in enumerate(shares)
+        ]
         memory = Memory(self.h, self.c, self._a, self._kept)
         cell, x, dy = layer.adjoint_cell, self.x, checks.read_only(dy)
         for t1 in range(longest, 0, -ahead):
             t0 = max(0, t1 - ahead)
             if alone:
                 span = (t0, t1, 0, N)
-                descend(cell, dy, x, memory, d, shares[0], starts, lanes(dtype), span, steps, ALONE)
+                descend(cell, dy, x, memory, d, sums[0], starts, lanes(dtype), span, steps, ALONE)
                 continue
 
             def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
@@ -213,7 +221,7 @@ class LayerPass:
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
             add = partial(weight_gradients, cell, x, memory, chunk)
-            side_by_side([partial(add, share, starts, (t0, t1), steps) for share in shares])
+            side_by_side([partial(add, own, starts, (t0, t1), steps) for own in sums])
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,

@@ -7,8 +7,6 @@ from its end; so kernels know of neither.
 
 import numpy as np
 
-from .kernels.memory import aligned
-
 
 class Sequences:
     """B sequences of up to T steps, read in one direction.
@@ -116,15 +114,13 @@ class Sequences:
         steps = self.lengths[self._ends]
         return states[(steps % 2 * self.N if halves else self.starts[steps]) + self._ends, :H]
 
-    def ended(self, state: np.ndarray, width: int) -> np.ndarray:
-        """The adjoint of `end`: state (B,H) -> (N,width), for the last state of each piece."""
-        last = aligned((self.N, width), state.dtype)
-        if self.dense and state.shape[1] == width:
+    def ended(self, state: np.ndarray, last: np.ndarray) -> None:
+        """The adjoint of `end`: last (N,width), of the last state of each piece, <- state (B,H)."""
+        if self.dense and state.shape[1] == last.shape[1]:
             last[:] = state
-            return last
+            return
         last[:] = 0
         last[self._ends, : state.shape[1]] = state
-        return last
 
     def piece(self, b: int) -> int:
         """The one piece of sequence b; ValueError if a reset cuts it into several."""

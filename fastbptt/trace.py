@@ -10,7 +10,7 @@ from .kernels.panels import padded
 from .layers import LayerGradients, LayerPass
 from .sequences import Sequences
 from .trace_chain import TraceChain
-from .weights import PARAMETERS, Weights
+from .weights import Weights
 
 
 class Layout(NamedTuple):
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
 def _stacked(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """A copy of the parts (B,H), one for each layer and direction, as one state."""
-    return np.concatenate(parts).reshape(shape)
+    return (parts[0].copy() if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
 
 
 class Gradients(NamedTuple):
@@ -98,8 +98,7 @@ class Trace:
             if D > 1 or first + D == len(weights.layers):
                 y = self._side_by_side(passes)
             self._passes += passes
-        self.output = layout.as_given(y).view()
-        self.output.flags.writeable = False
+        self.output = checks.read_only(layout.as_given(y))
         shape = layout.state_shape(len(self._passes), B, H)
         parts = [_stacked([one.state[i] for one in self._passes], shape) for i in range(len(state))]
         self.state = parts[0] if len(parts) == 1 else tuple(parts)
@@ -235,12 +234,10 @@ class Trace:
 
     def _named(self, gradients: list[LayerGradients]) -> dict[str, np.ndarray]:
         """The gradients of the parameters that there are, in their order."""
-        named = {
-            f"{name}{suffix}": value
-            for suffix, one in zip(self._weights.suffixes, gradients, strict=True)
-            for name, value in zip(PARAMETERS, one.parameters, strict=True)
-        }
-        return {name: named[name] for name in self._weights.arrays}
+        arrays = self._weights.arrays
+        each = len(arrays) // len(gradients)
+        values = [value for one in gradients for value in one.parameters[:each]]
+        return dict(zip(arrays, values, strict=True))
 
     def _by_step(self, rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Rows (S,Hp) of every layer and direction -> (L·D,T,B,H), or (L·D,T,H), in x's order."""

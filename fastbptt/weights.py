@@ -6,39 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from .checks import read_only
 from .kernels.cells import Design
-from .kernels.memory import aligned
-from .kernels.panels import BLOCK, pack, pack_transposed, padded
+from .kernels.memory import aligned, pieces
+from .kernels.packing import Order, order, pack_adjoint, pack_cell
+from .kernels.panels import padded
 from .kernels.simd import lanes
 
-PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+@functools.cache
+def _order(design: Design) -> Order:
+    return order(design)
 
 
-def pack_slots(*products: list[np.ndarray]) -> np.ndarray:
-    """The gates (H,K) of each product -> the panels that `slots.slots_matmul` reads.
-
-    Gates within one block are packed as one matrix, so that few wide tiles cover them all.
-    """
-    blocks = []
-    for gates in products:
-        Hp = padded(len(gates[0]), gates[0].dtype) if gates else 0
-        if len(gates) <= 1 or Hp > BLOCK * lanes(gates[0].dtype):
-            blocks += gates
-        else:
-            H, K = gates[0].shape
-            together = np.zeros((len(gates), Hp, K), gates[0].dtype)
-            together[:, :H] = gates
-            blocks.append(together.reshape(-1, K))
-    return pack(*blocks)
-
-
-def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Packed parts, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    total = aligned((sum(part.size for part in parts),), dtype)
-    np.concatenate(parts, out=total)
-    return total
+@functools.cache
+def _no_bias(dtype: np.dtype) -> np.ndarray:
+    return read_only(np.zeros(0, dtype))
 
 
 class Layer:
@@ -66,42 +49,27 @@ class Layer:
         self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
         self._w_ih, self.w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
 
-    def _gates(self, w: np.ndarray, letters: str) -> list[np.ndarray]:
-        """The gates of w (G·H,.) that the letters name, (H,.) each."""
-        H, gates = self.hidden_size, self.design.gates
-        return [w[gates.index(letter) * H : (gates.index(letter) + 1) * H] for letter in letters]
-
-    def _bias(self) -> np.ndarray:
-        """(slots·Hp,): in each slot the biases of what is added up there."""
-        design, H = self.design, self.hidden_size
-        bias = np.zeros((design.slots.last, padded(H, self.dtype)), self.dtype)
-        if self._bias_ih is not None and self._bias_hh is not None:
-            bias[: design.slots.x, :H] += self._gates(self._bias_ih, design.x_gates)
-            bias[design.slots.first :, :H] += self._gates(self._bias_hh, design.h_gates)
-        return bias.reshape(-1)
-
     @functools.cached_property
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use."""
-        slots = self.design.slots
-        x = self._gates(self._w_ih, self.design.x_gates)
-        h = self._gates(self.w_hh, self.design.h_gates)
-        gate = slots.gate - slots.first  # gates of each product with W_hh lie together
-        alone = max(gate, min(slots.x, slots.last) - slots.first)
-        w_hh = pack_slots(h[:gate], h[gate:alone], h[alone:])
-        return self.make(pack_slots(x), w_hh, self._bias())
+        dtype, design, H, I = self.dtype, self.design, self.hidden_size, self.input_size
+        slots, Hp = design.slots, padded(H, dtype)
+        shapes = (slots.x * Hp * I,), ((slots.last - slots.first) * Hp * H,), (slots.last * Hp,)
+        panels = pieces(dtype, *shapes)
+        none = _no_bias(dtype)
+        biases = (none, none) if self._bias_ih is None else (self._bias_ih, self._bias_hh)
+        pack_cell(self._w_ih, self.w_hh, *biases, _order(design), lanes(dtype), *panels)
+        return self.make(*panels)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
         """What a backward step reads: W' for each product, zeros for the bias."""
-        slots, H = self.design.slots, self.hidden_size
-        Hp, Ip = padded(H, self.dtype), padded(self.input_size, self.dtype)
-        x = self._gates(self._w_ih, self.design.x_gates)
-        h = self._gates(self.w_hh, self.design.h_gates)
-        gate = slots.gate - slots.first
-        w_hh = [pack_transposed(gates) for gates in (h[:gate], h[gate:]) if gates]
-        zeros = np.zeros(max(slots.last * Hp, Ip), self.dtype)
-        return self.make(pack_transposed(x), _joined(w_hh, self.dtype), zeros)
+        dtype, design, H, I = self.dtype, self.design, self.hidden_size, self.input_size
+        slots, Hp, Ip = design.slots, padded(H, dtype), padded(I, dtype)
+        hh = (slots.last - slots.first) * Hp * Hp
+        panels = pieces(dtype, (slots.x * Hp * Ip,), (hh,), (max(slots.last * Hp, Ip),))
+        pack_adjoint(self._w_ih, self.w_hh, _order(design), lanes(dtype), *panels)
+        return self.make(*panels)
 
     def parameter_gradients(
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
@@ -136,7 +104,7 @@ class Weights:
     ) -> None:
         self.arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
         for value in self.arrays.values():
-            value.flags.writeable = False
+            value.setflags(write=False)
         self.design = design
         self.suffixes = [
             name[len("weight_hh") :] for name in arrays if name.startswith("weight_hh")
@@ -164,8 +132,12 @@ class Weights:
         """The cells of all layers as one, their arrays one after the other."""
         if len(cells) == 1:
             return cells[0]
-        parts = ([getattr(cell, n) for cell in cells] for n in ("w_ih", "w_hh", "bias"))
-        return self.layers[0].make(*(_joined(part, self.dtype) for part in parts))
+        stacked = []
+        for name in ("w_ih", "w_hh", "bias"):
+            parts = [getattr(cell, name) for cell in cells]
+            stacked.append(aligned((sum(part.size for part in parts),), self.dtype))
+            np.concatenate(parts, out=stacked[-1])
+        return self.layers[0].make(*stacked)
 
     @functools.cached_property
     def stacked_cell(self) -> Any:

@@ -18,6 +18,7 @@ FLOORS = [
         "kernels.chain",
         "kernels.frames",
         "kernels.lanczos",
+        "kernels.packing",
         "kernels.small",
         "kernels.stream",
         "kernels.sweeps",

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from fastbptt.kernels.jit import kernel
 from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.packing import pack_product
 from fastbptt.kernels.panels import (
     GRADIENT_ROWS,
     GROUP,
     TURNED,
     bias_gradient,
     gradient_scratch,
-    pack,
     padded,
     panel_matmul,
     rows_matmul,
@@ -22,6 +22,15 @@ from fastbptt.kernels.panels import (
 from fastbptt.kernels.simd import VECTORS, lanes, rows
 
 DTYPES = (np.float32, np.float64)
+
+
+def pack(W):
+    """The panels of one matrix (N,K)."""
+    N, K = W.shape
+    panels = aligned((padded(N, W.dtype) * K,), W.dtype)
+    gates = np.zeros(1, np.int64)
+    pack_product(np.ascontiguousarray(W), gates, 0, 1, N, lanes(W.dtype), panels)
+    return panels
 
 
 @kernel

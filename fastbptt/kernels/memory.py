@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+_BYTE = np.dtype(np.uint8)
 _LINE = 64  # bytes of a cache line
 _LEAST_KEPT = 1 << 16  # bytes: what is smaller the allocator itself keeps
 _MOST_IDLE = 1 << 28  # bytes kept for the next call
@@ -68,8 +69,26 @@ def _found(size: int) -> tuple[_Memory, int]:
     for key, owner in reversed(list(_idle.items())):
         if owner.memory.nbytes == size and _idle.pop(key, None) is not None:
             return owner.memory, owner.start
-    memory = _Memory(size, np.uint8)
+    memory = _Memory(size, _BYTE)
     return memory, _start(memory)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that begins on a cache line: a register across two costs double."""
+    dtype = np.dtype(dtype)
+    wanted = math.prod(shape) * dtype.itemsize
+    if wanted == 0:
+        return np.empty(shape, dtype)
+    if wanted < _LEAST_KEPT:
+        small = np.empty(wanted + _LINE, _BYTE)
+        return np.ndarray(shape, dtype, small, _start(small))
+    grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
+    memory, start = _found(-(-wanted // grain) * grain + _LINE)
+    array = np.ndarray(shape, dtype, memory, start)
+    owner = _Owner(array, _give_back)
+    owner.memory, owner.start = memory, start
+    _used[id(owner)] = owner
+    return array
 
 
 def pieces(dtype: Any, *shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -78,30 +97,11 @@ def pieces(dtype: Any, *shapes: tuple[int, ...]) -> list[np.ndarray]:
     None is given back before all are.
     """
     dtype = np.dtype(dtype)
-    line = _LINE // dtype.itemsize
-    sizes = [math.prod(shape) for shape in shapes]
-    memory, arrays, start = aligned((sum(-(-size // line) for size in sizes) * line,), dtype), [], 0
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(memory[start : start + size].reshape(shape))
-        start += -(-size // line) * line
-    return arrays
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that begins on a cache line: a register across two costs double."""
-    dtype = np.dtype(dtype)
-    size = math.prod(shape)
-    if size == 0:
-        return np.empty(shape, dtype)
-    if size * dtype.itemsize < _LEAST_KEPT:
-        small = np.empty(size + _LINE // dtype.itemsize, dtype)
-        offset = _start(small) // dtype.itemsize
-        return small[offset : offset + size].reshape(shape)
-    wanted = size * dtype.itemsize
-    grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
-    memory, start = _found(-(-wanted // grain) * grain + _LINE)
-    array = np.ndarray(shape, dtype, memory, start)
-    owner = _Owner(array, _give_back)
-    owner.memory, owner.start = memory, start
-    _used[id(owner)] = owner
-    return array
+    starts, end = [], 0
+    for shape in shapes:
+        starts.append(end)
+        end += -(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE
+    memory = aligned((end,), _BYTE)
+    return [
+        np.ndarray(shape, dtype, memory, start) for shape, start in zip(shapes, starts, strict=True)
+    ]

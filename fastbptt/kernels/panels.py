@@ -5,13 +5,9 @@ weights of its outputs n, so that a tile reads forwards only.  N is padded with 
 of the register; where that leaves one register over, the last panel is one register wide.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from .jit import kernel
-from .memory import aligned
 from .simd import (
     FMAS,
     PANELS,
@@ -25,7 +21,6 @@ from .simd import (
     rows,
     shifted,
     tile,
-    turn_block,
 )
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
@@ -56,79 +51,13 @@ _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2
 _turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
     tile(r, kind="transposed") for r in range(1, 9)
 )
-_copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
+copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 
 
 def padded(n: int, dtype: Any) -> int:
     """n rounded up to whole registers."""
     width = lanes(dtype)
     return -(-n // width) * width
-
-
-def _read_only(weights: np.ndarray) -> np.ndarray:
-    """Contiguous, and of one type for Numba whether it may be written or not."""
-    given = np.ascontiguousarray(weights).view()
-    given.flags.writeable = False
-    return given
-
-
-def pack(*blocks: np.ndarray) -> np.ndarray:
-    """Matrices (N,K) of any layout -> the panels of one after the other, flat, padded(N)·K each."""
-    dtype = blocks[0].dtype
-    sizes = [padded(len(block), dtype) * block.shape[1] for block in blocks]
-    panels, origin = aligned((sum(sizes),), dtype), 0
-    for block, size in zip(blocks, sizes, strict=True):
-        _pack(_read_only(block), lanes(dtype), panels, origin)
-        origin += size
-    return panels
-
-
-@kernel
-def _pack(weights, width, panels, start):
-    N, K = weights.shape
-    panel = VECTORS * width
-    end = (N + width - 1) // width * width
-    for j in range(0, end, width):
-        first = j // panel * panel
-        wide = min(panel, end - first)
-        origin = start + first * K + j - first
-        k0 = K // width * width if j + width <= N else 0
-        for k in range(0, k0, width):
-            turn_block(rows(weights, j * K + k, K), rows(panels, origin + k * wide, wide))
-        for k in range(k0, K):
-            for i in range(width):
-                panels[origin + k * wide + i] = weights[j + i, k] if j + i < N else 0
-
-
-def pack_transposed(gates: Sequence[np.ndarray]) -> np.ndarray:
-    """The panels of W' (K,gates·Hp) from gates W (H,K) each; zeros from H to Hp = padded(H)."""
-    H, K = gates[0].shape
-    dtype, wide = gates[0].dtype, len(gates) * padded(H, gates[0].dtype)
-    panels = aligned((padded(K, dtype) * wide,), dtype)
-    for slot, gate in enumerate(gates):
-        _pack_transposed(_read_only(gate), lanes(dtype), panels, slot, len(gates))
-    return panels
-
-
-@kernel
-def _pack_transposed(weights, width, panels, slot, slots):
-    """What a panel holds lies next to each other in W: nothing is turned round on the way."""
-    H, K = weights.shape
-    panel = VECTORS * width
-    Hp, end = (H + width - 1) // width * width, (K + width - 1) // width * width
-    for j in range(0, end, panel):
-        wide = min(panel, end - j)
-        origin = (j * slots + slot * wide) * Hp
-        if j + panel <= K:
-            for h in range(H):
-                target = rows(panels, origin + h * panel, 0)
-                _copy_panel_row(rows(weights, h * K + j, 0), target)
-        else:
-            for h in range(H):
-                for i in range(wide):
-                    panels[origin + h * wide + i] = weights[h, j + i] if j + i < K else 0
-        for i in range(H * wide, Hp * wide):
-            panels[origin + i] = 0
 
 
 def gradient_scratch(dtype: Any) -> tuple[int, ...]:
@@ -354,7 +283,7 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                 if j + panel <= K:
                     for s in range(n):
                         target = rows(packed, p * size + s * panel, panel)
-                        _copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
+                        copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
                 else:
                     packed[p, :n] = 0
                     for s in range(n):
