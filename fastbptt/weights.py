@@ -9,14 +9,9 @@ import numpy as np
 from .checks import read_only
 from .kernels.cells import Design
 from .kernels.memory import aligned, pieces
-from .kernels.packing import Order, order, pack_adjoint, pack_cell
+from .kernels.packing import order, pack_adjoint, pack_cell
 from .kernels.panels import padded
 from .kernels.simd import lanes
-
-
-@functools.cache
-def _order(design: Design) -> Order:
-    return order(design)
 
 
 @functools.cache
@@ -58,7 +53,7 @@ class Layer:
         panels = pieces(dtype, *shapes)
         none = _no_bias(dtype)
         biases = (none, none) if self._bias_ih is None else (self._bias_ih, self._bias_hh)
-        pack_cell(self._w_ih, self.w_hh, *biases, _order(design), lanes(dtype), *panels)
+        pack_cell(self._w_ih, self.w_hh, *biases, order(design), lanes(dtype), *panels)
         return self.make(*panels)
 
     @functools.cached_property
@@ -68,7 +63,7 @@ class Layer:
         slots, Hp, Ip = design.slots, padded(H, dtype), padded(I, dtype)
         hh = (slots.last - slots.first) * Hp * Hp
         panels = pieces(dtype, (slots.x * Hp * Ip,), (hh,), (max(slots.last * Hp, Ip),))
-        pack_adjoint(self._w_ih, self.w_hh, _order(design), lanes(dtype), *panels)
+        pack_adjoint(self._w_ih, self.w_hh, order(design), lanes(dtype), *panels)
         return self.make(*panels)
 
     def parameter_gradients(
