@@ -6,17 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .checks import read_only
 from .kernels.cells import Design
 from .kernels.memory import aligned, pieces
-from .kernels.packing import order, pack_adjoint, pack_cell
+from .kernels.packing import add_biases, order, pack, pack_transposed
 from .kernels.panels import padded
 from .kernels.simd import lanes
-
-
-@functools.cache
-def _no_bias(dtype: np.dtype) -> np.ndarray:
-    return read_only(np.zeros(0, dtype))
 
 
 class Layer:
@@ -47,24 +41,29 @@ class Layer:
     @functools.cached_property
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use."""
-        dtype, design, H, I = self.dtype, self.design, self.hidden_size, self.input_size
-        slots, Hp = design.slots, padded(H, dtype)
-        shapes = (slots.x * Hp * I,), ((slots.last - slots.first) * Hp * H,), (slots.last * Hp,)
-        panels = pieces(dtype, *shapes)
-        none = _no_bias(dtype)
-        biases = (none, none) if self._bias_ih is None else (self._bias_ih, self._bias_hh)
-        pack_cell(self._w_ih, self.w_hh, *biases, order(design), lanes(dtype), *panels)
-        return self.make(*panels)
+        dtype, slots, H = self.dtype, self.design.slots, self.hidden_size
+        Hp, width, how = padded(H, dtype), lanes(dtype), order(self.design)
+        shapes = (len(how.x) * Hp * self.input_size,), (len(how.h) * Hp * H,), (slots.last * Hp,)
+        w_ih, w_hh, bias = pieces(dtype, *shapes)
+        pack(self._w_ih, how.x, how.whole, H, width, w_ih)
+        pack(self.w_hh, how.h, how.forward, H, width, w_hh)
+        bias.fill(0)
+        if self._bias_ih is not None:
+            add_biases(self._bias_ih, self._bias_hh, how, H, width, bias)
+        return self.make(w_ih, w_hh, bias)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
         """What a backward step reads: W' for each product, zeros for the bias."""
-        dtype, design, H, I = self.dtype, self.design, self.hidden_size, self.input_size
-        slots, Hp, Ip = design.slots, padded(H, dtype), padded(I, dtype)
-        hh = (slots.last - slots.first) * Hp * Hp
-        panels = pieces(dtype, (slots.x * Hp * Ip,), (hh,), (max(slots.last * Hp, Ip),))
-        pack_adjoint(self._w_ih, self.w_hh, order(design), lanes(dtype), *panels)
-        return self.make(*panels)
+        dtype, slots, H = self.dtype, self.design.slots, self.hidden_size
+        Hp, Ip = padded(H, dtype), padded(self.input_size, dtype)
+        width, how = lanes(dtype), order(self.design)
+        shapes = (len(how.x) * Hp * Ip,), (len(how.h) * Hp * Hp,), (max(slots.last * Hp, Ip),)
+        w_ih, w_hh, zeros = pieces(dtype, *shapes)
+        pack_transposed(self._w_ih, how.x, how.whole, H, width, w_ih)
+        pack_transposed(self.w_hh, how.h, how.adjoint, H, width, w_hh)
+        zeros.fill(0)
+        return self.make(w_ih, w_hh, zeros)
 
     def parameter_gradients(
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastbptt.kernels.jit import kernel
 from fastbptt.kernels.memory import aligned
-from fastbptt.kernels.packing import pack_product
+from fastbptt.kernels.packing import pack
 from fastbptt.kernels.panels import (
     GRADIENT_ROWS,
     GROUP,
@@ -24,12 +24,12 @@ from fastbptt.kernels.simd import VECTORS, lanes, rows
 DTYPES = (np.float32, np.float64)
 
 
-def pack(W):
+def packed(W):
     """The panels of one matrix (N,K)."""
     N, K = W.shape
     panels = aligned((padded(N, W.dtype) * K,), W.dtype)
-    gates = np.zeros(1, np.int64)
-    pack_product(np.ascontiguousarray(W), gates, 0, 1, N, lanes(W.dtype), panels)
+    gates, cuts = np.array([0]), np.array([0, 1])
+    pack(np.ascontiguousarray(W), gates, cuts, N, lanes(W.dtype), panels)
     return panels
 
 
@@ -73,7 +73,7 @@ def test_panel_matmul(M, K, N, dtype, turned, back, seed):
     S[:] = rng.uniform(-1, 1, S.shape)
     C = aligned((M, padded(N, dtype)), dtype)
     C[:] = np.nan
-    product(A, pack(W), S, C, lanes(dtype), back)
+    product(A, packed(W), S, C, lanes(dtype), back)
     close(C[:, :N], S[:N] + A.astype(float) @ W.T.astype(float), K)
     np.testing.assert_array_equal(C[:, N:], np.broadcast_to(S[N:], C[:, N:].shape))
 
@@ -102,8 +102,8 @@ def test_what_is_fetched_meanwhile_changes_no_bit_and_may_lie_anywhere(M, K, N, 
     S = aligned((padded(N, dtype),), dtype)
     S[:] = 1
     plain, other = (aligned((M, padded(N, dtype)), dtype) for _ in range(2))
-    product(A, pack(W), S, plain, lanes(dtype))
-    fetching_product(A, pack(W), S, other, lanes(dtype), np.array(runs))
+    product(A, packed(W), S, plain, lanes(dtype))
+    fetching_product(A, packed(W), S, other, lanes(dtype), np.array(runs))
     np.testing.assert_array_equal(other, plain)
 
 
@@ -116,11 +116,11 @@ def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N, K):
     S = aligned((padded(N, dtype),), dtype)
     S[:] = 1
     C = aligned((23, padded(N, dtype)), dtype)
-    product(A, pack(W), S, C, lanes(dtype))
+    product(A, packed(W), S, C, lanes(dtype))
     for M in range(1, 23):
         part = aligned((M, padded(N, dtype)), dtype)
         for back in (0, 1):
-            product(np.ascontiguousarray(A[23 - M :]), pack(W), S, part, lanes(dtype), back)
+            product(np.ascontiguousarray(A[23 - M :]), packed(W), S, part, lanes(dtype), back)
             np.testing.assert_array_equal(part, C[23 - M :])
 
 

@@ -9,7 +9,7 @@ from .simd import shifted
 def _products(width, Hp, count, j0, j1):
     """(products, first output, outputs of each): within one block slots are packed as one matrix.
 
-    See `packing.pack_product`.
+    See `packing.pack`.
     """
     if Hp <= BLOCK * width:
         return min(count, 1), 0, count * Hp
