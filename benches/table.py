@@ -106,6 +106,16 @@ def share_of_limit(info: Info, limits: dict[int, Info]) -> float | None:
     return least / statistics.median(info["seconds"]["fastbptt"]) if least else None
 
 
+def ratio_at_limit(info: Info, limits: dict[int, Info]) -> float | None:
+    """What the ratio would be if this row took no longer than its limit."""
+    share = share_of_limit(info, limits)
+    return ratio(info) / share if share else None
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
 def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
     """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
     parts = limits_of(info, limits)
@@ -117,14 +127,13 @@ def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
         return f"{name} {parts[name] / ours:.0%}"
     if "call" in info["seconds"]:
         parts["call"] = statistics.median(info["seconds"]["call"])
-    least = sum(limits_of(info, limits).values())
     parts["rest"] = max(0, ours - sum(parts.values()))
     text = ", ".join(
         f"{name} {seconds / ours:.0%}"
         for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
         if seconds >= 0.005 * ours
     )
-    return f"{text}; at the limit {ratio(info) * ours / least:.2f} x"
+    return f"{text}; at the limit {ratio_at_limit(info, limits):.2f} x"
 
 
 def sweep_bar(info: Info, limits: dict[int, Info]) -> bool:
@@ -191,9 +200,11 @@ def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
         missed = sum(row[-1] == verdict(False) for row in rows)
         parts += [f"{task.capitalize()}, {len(rows) - missed} of {len(rows)} rows at their bar:"]
         parts += [table(head, rows)]
-    mean = math.exp(statistics.fmean(math.log(ratio(info)) for info in infos))
+    mean = geometric_mean([ratio(info) for info in infos])
+    most = [value for info in infos if (value := ratio_at_limit(info, limits)) is not None]
+    beyond = f"; with every row at its limit: {geometric_mean(most):.2f}" if most else ""
     parts.append(
-        f"Geometric mean of the ratios: {mean:.2f}. The limit of a row: the "
+        f"Geometric mean of the ratios: {mean:.2f}, the bar: 3{beyond}. The limit of a row: the "
         "FMA peak, or where that takes longer, reading W_hh once a step from its cache; "
         "and the sigmoids and tanhs. Limited by: the largest of these and its share of our time; "
         "where the bar is missed, all that the time goes to - `call`: a call of one step, divided "
