@@ -8,7 +8,6 @@ Several are the parts of one run.  A second run is compared: do both say who is 
 
 import argparse
 import json
-import math
 import pathlib
 import shlex
 import statistics
@@ -112,10 +111,6 @@ def ratio_at_limit(info: Info, limits: dict[int, Info]) -> float | None:
     return ratio(info) / share if share else None
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
 def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
     """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
     parts = limits_of(info, limits)
@@ -200,9 +195,11 @@ def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
         missed = sum(row[-1] == verdict(False) for row in rows)
         parts += [f"{task.capitalize()}, {len(rows) - missed} of {len(rows)} rows at their bar:"]
         parts += [table(head, rows)]
-    mean = geometric_mean([ratio(info) for info in infos])
+    mean = statistics.geometric_mean(ratio(info) for info in infos)
     most = [value for info in infos if (value := ratio_at_limit(info, limits)) is not None]
-    beyond = f"; with every row at its limit: {geometric_mean(most):.2f}" if most else ""
+    beyond = ""
+    if len(most) == len(infos):
+        beyond = f"; with every row at its limit: {statistics.geometric_mean(most):.2f}"
     parts.append(
         f"Geometric mean of the ratios: {mean:.2f}, the bar: 3{beyond}. The limit of a row: the "
         "FMA peak, or where that takes longer, reading W_hh once a step from its cache; "

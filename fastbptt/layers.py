@@ -178,15 +178,16 @@ class LayerPass:
         gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
         rows_ih, rows_hh = slots.x * Hp, (slots.last - slots.first) * Hp
         if alone:
-            shares, ahead, kept = [_whole(rows_hh - gated, rows_ih, gated)], _CHUNKS_A_CALL, 1
+            shares, ahead, held = [_whole(rows_hh - gated, rows_ih, gated)], _CHUNKS_A_CALL, 1
         else:
             shares = _shares([(rows_hh - gated, H), (rows_ih, I), (gated, H)], cost)
-            ahead = kept = _CHUNKS_AHEAD * len(shares)
+            ahead = held = _CHUNKS_AHEAD * len(shares)
         ahead *= steps
         before = 0 if sequences.dense else min(steps, longest) * N
         work = (before, Hp), gradient_scratch(dtype), (slots.last * Hp,)
         state = (N, Hp), (N if design.has_c else 0, Hp)
-        chunk_rows = min(kept * steps, longest) * N
+        chunk_rows = min(held * steps, longest) * N
+        # all that goes when this layer is done: nothing that is returned may look at it
         dh, dc, chunk, *scratch = pieces(dtype, *state, (chunk_rows, wide), *work * len(shares))
         for part, given in zip((dh, dc), d_state, strict=False):
             sequences.ended(given, part)

@@ -100,9 +100,9 @@ class Sequences:
         return first
 
     def begun(self, first: np.ndarray, H: int) -> np.ndarray:
-        """The adjoint of `begin`: (N,width) -> (B,H)."""
+        """The adjoint of `begin`: (N,width) -> (B,H), a copy."""
         if self.dense:
-            return first[:, :H]
+            return first[:, :H].copy()
         state = first[self._begins, :H]
         state[self._begins < 0] = 0
         return state

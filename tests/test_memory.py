@@ -98,3 +98,13 @@ def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     gc.collect()
     again = [memory.pieces(dtype, *shapes)[-1] for _ in range(2)]
     assert address in [one.ctypes.data for one in again]
+
+
+def test_the_layers_of_a_net_go_back_in_the_same_work_memory():
+    sizes = []
+    for layers in (1, 6):
+        fb.release_memory()
+        trace = fb.RNN(3, 5, num_layers=layers, rng=0).trace(np.ones((7, 2, 3), np.float32))
+        trace.backward(np.ones_like(trace.output))
+        sizes.append(sum(owner.memory.nbytes for owner in memory._idle.values()))
+    assert sizes[0] == sizes[1] > 0
