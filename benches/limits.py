@@ -37,14 +37,24 @@ _SGEMM = 1024
 
 @numba.njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
 def _read(parts, times):
-    """Four streams to one sum, which else would wait for itself."""
+    """Eight streams, each to a sum of its own: one sum of all waits for the latency of adding."""
     n = parts.shape[1]
-    a, b = line(parts, 0, "a0"), line(parts, n, "a1")
-    c, d = line(parts, 2 * n, "a2"), line(parts, 3 * n, "a3")
-    total = parts.dtype.type(0)
+    a, b, c, d = (line(parts, n * stream, "a0") for stream in (0, 1, 2, 3))
+    e, f, g, h = (line(parts, n * stream, "a0") for stream in (4, 5, 6, 7))
+    zero = parts.dtype.type(0)
+    total = zero
     for _ in range(times):
+        A = B = C = D = E = F = G = H = zero
         for i in range(n):
-            total += (a[i] + b[i]) + (c[i] + d[i])
+            A += a[i]
+            B += b[i]
+            C += c[i]
+            D += d[i]
+            E += e[i]
+            F += f[i]
+            G += g[i]
+            H += h[i]
+        total += A + B + C + D + E + F + G + H
     return total
 
 
@@ -82,7 +92,7 @@ def bandwidth(size: int, threads: int) -> float:
     """GB/s of so many threads at once, each reading its own `size` bytes."""
 
     def one(_: int) -> float:
-        parts = np.ones((4, size // 16), np.float32)
+        parts = np.ones((8, size // 32), np.float32)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
             times *= 2

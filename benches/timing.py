@@ -30,12 +30,12 @@ from peers import (
 
 import fastbptt as fb
 from fastbptt.kernels.memory import aligned
-from fastbptt.kernels.panels import panel_matmul
-from fastbptt.kernels.simd import ROWS, VECTORS, lanes, rows
+from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
+from fastbptt.kernels.tiles import ROWS, tile
 
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
-_PEAK_K = 128
+_PEAK_BYTES = 1 << 14
 _PEAK_SECONDS = 0.01
 
 
@@ -209,17 +209,22 @@ def relative_error(case: Case, library: str, results: list[np.ndarray]) -> float
     return error
 
 
+_tile = tile(ROWS, 1)
+
+
 @numba.njit(nogil=True)
-def _tiles(A, W, C, width, times):
-    K, panel = A.shape[1], C.shape[1]
-    a, w, c = rows(A, 0, K), rows(W, 0, 0), rows(C, 0, panel)
+def _tiles(A, W, C, times):
+    """The tile alone, again and again: nothing of what chooses it."""
+    K = A.shape[1]
+    a, w, c = rows(A, 0, K), rows(W, 0, C.shape[1]), rows(C, 0, C.shape[1])
     for _ in range(times):
-        panel_matmul(a, A.shape[0], w, K, width, panel, c, c)
+        _tile(a, w, K, c, c, w)
 
 
 def fma_peak(dtype: str, threads: int) -> float:
-    """GFLOP/s of the register tile on data in L1, on so many cores at once."""
-    K, panel = _PEAK_K, VECTORS * lanes(dtype)
+    """GFLOP/s of the register tile on data in L1, half of it weights, on so many cores at once."""
+    panel = VECTORS * lanes(dtype)
+    K = _PEAK_BYTES // (VECTORS * REGISTER_BYTES)
 
     def one(seconds: float) -> float:
         A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
@@ -228,7 +233,7 @@ def fma_peak(dtype: str, threads: int) -> float:
         while elapsed < seconds or times < 1000:
             times *= 2
             start = time.perf_counter()
-            _tiles(A, W.reshape(-1), C, lanes(dtype), times)
+            _tiles(A, W.reshape(-1), C, times)
             elapsed = time.perf_counter() - start
         return times * 2 * ROWS * K * panel / elapsed / 1e9
 

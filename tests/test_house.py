@@ -11,8 +11,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "fastbptt"
 
 # From the bottom up.  A module may import from its own floor's package and from the floors below.
 FLOORS = [
-    ["kernels.jit", "kernels.simd", "kernels.elementary", "kernels.memory", "kernels.team"],
-    ["kernels.activations", "kernels.dense", "kernels.lines", "kernels.panels", "kernels.slots"],
+    ["kernels.elementary", "kernels.jit", "kernels.memory", "kernels.simd", "kernels.team"],
+    [
+        "kernels.activations",
+        "kernels.dense",
+        "kernels.lines",
+        "kernels.panels",
+        "kernels.slots",
+        "kernels.tiles",
+    ],
     ["kernels.cells"],
     [
         "kernels.chain",

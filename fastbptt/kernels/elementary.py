@@ -7,7 +7,8 @@ their worst, which tests/test_elementary.py finds nearly reached.  Results may b
 All three stand on exp(x) = 2^n (1 + expm1(r)) with x = n ln 2 + r and |r| <= ln(2) / 2; ln 2 in two
 parts and the quotient in tanh follow Cody & Waite, Software Manual for the Elementary Functions
 (1980), the chapters on exp and tanh; see also Muller, Elementary Functions (3rd ed. 2016), chapters
-3 and 11.  tests/make_coefficients.py makes the coefficients.
+3 and 11.  tests/make_coefficients.py makes the coefficients.  All are inlined: constants leave a
+loop that they stand in, and LLVM by itself finds those of float64 too many to be inlined.
 """
 
 import math
@@ -17,6 +18,7 @@ import numba
 import numpy as np
 
 from .jit import implements, kernel
+from .simd import kept
 
 
 class Constants(NamedTuple):
@@ -101,12 +103,12 @@ def _tanh_tail(s: Any) -> Any:
 
 @implements(_constants, numba.float32, exact=True)
 def _single_constants(x):
-    return SINGLE
+    return kept(SINGLE)
 
 
 @implements(_constants, numba.float64, exact=True)
 def _double_constants(x):
-    return DOUBLE
+    return kept(DOUBLE)
 
 
 @implements(_bits, numba.float32, exact=True)
@@ -131,13 +133,13 @@ def _double_power_of_two(bits):
 
 @implements(_expm1_tail, numba.float32, exact=True)
 def _single_expm1_tail(r):
-    c, s = SINGLE.expm1, r * r
+    c, s = _constants(r).expm1, r * r
     return (c[0] + r * c[1]) + s * ((c[2] + r * c[3]) + s * c[4])
 
 
 @implements(_expm1_tail, numba.float64, exact=True)
 def _double_expm1_tail(r):
-    c, s = DOUBLE.expm1, r * r
+    c, s = _constants(r).expm1, r * r
     low = (c[0] + r * c[1]) + s * (c[2] + r * c[3])
     high = (c[4] + r * c[5]) + s * (c[6] + r * c[7])
     return low + (s * s) * (high + (s * s) * (c[8] + r * c[9]))
@@ -145,27 +147,29 @@ def _double_expm1_tail(r):
 
 @implements(_tanh_tail, numba.float32, exact=True)
 def _single_tanh_tail(s):
-    p, q = SINGLE.tanh_p, SINGLE.tanh_q
+    k = _constants(s)
+    p, q = k.tanh_p, k.tanh_q
     return p[0] + s * p[1], q[0] + s
 
 
 @implements(_tanh_tail, numba.float64, exact=True)
 def _double_tanh_tail(s):
-    p, q = DOUBLE.tanh_p, DOUBLE.tanh_q
+    k = _constants(s)
+    p, q = k.tanh_p, k.tanh_q
     return p[0] + s * (p[1] + s * p[2]), q[0] + s * (q[1] + s * (q[2] + s))
 
 
-@kernel(exact=True)
+@kernel(exact=True, inlined=True)
 def _reduced(x):
     """(expm1(r), the bits of a number that ends in those of n) with x = n ln 2 + r."""
     k = _constants(x)
     shifted = x * k.log2_e + k.magic
     n = shifted - k.magic
     r = (x - n * k.ln2[0]) - n * k.ln2[1]
-    return r + r * r * (type(x)(0.5) + r * _expm1_tail(r)), _bits(shifted)
+    return r + r * r * (kept(type(x)(0.5)) + r * _expm1_tail(r)), _bits(shifted)
 
 
-@kernel(exact=True)
+@kernel(exact=True, inlined=True)
 def exp(x):
     """2^n (1 + expm1(r)); within 1 ulp.
 
@@ -180,34 +184,35 @@ def exp(x):
     return (power + power * p) * _power_of_two(type(bits)(bits - half))
 
 
-@kernel(exact=True)
+@kernel(exact=True, inlined=True)
 def tanh(x):
     """x - x³ P / Q for |x| < 0.55, else 1 - 2 t / (1 + t) with t = exp(-2 |x|); within 1.7 ulp.
 
     One division: the operands are chosen, not the quotients.  From |x| = 20 on the value is 1.
     """
     a = abs(x)
-    p, bits = _reduced(-type(x)(2) * (type(x)(20) if a > type(x)(20) else a))
+    most, one = kept(type(x)(20)), kept(type(x)(1))
+    p, bits = _reduced(kept(-type(x)(2)) * (most if a > most else a))
     power = _power_of_two(bits)
     t = power + power * p
     P, Q = _tanh_tail(a * a)
-    small = a < type(x)(0.55)
-    m = a if small else type(x)(1)
-    ratio = (a * a * P if small else t + t) / (Q if small else type(x)(1) + t)
+    small = a < kept(type(x)(0.55))
+    m = a if small else one
+    ratio = (a * a * P if small else t + t) / (Q if small else one + t)
     return math.copysign(m - m * ratio, x)
 
 
-@kernel(exact=True)
+@kernel(exact=True, inlined=True)
 def sigmoid(x):
     """m - m t / (1 + t) with t = exp(-|x|) and m = t for x < 0, else 1; within 1.9 ulp.
 
     Nearer than m / (1 + t), where a 1 + t just above 1 has been rounded by a whole ulp of m.  Its
     own exp: t <= 1 needs one power of two only, and a layer spends a fifth of its time here.
     """
-    k = _constants(x)
+    k, one = _constants(x), kept(type(x)(1))
     a = -abs(x)
     p, bits = _reduced(k.lowest if a < k.lowest else a)  # in this order a NaN stays one
     power = _power_of_two(type(bits)(bits + k.lift))
     t = (power + power * p) * k.lowered
-    m = t if x < type(x)(0) else type(x)(1)
-    return m - m * (t / (type(x)(1) + t))
+    m = t if x < type(x)(0) else one
+    return m - m * (t / (one + t))

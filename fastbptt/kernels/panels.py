@@ -8,20 +8,8 @@ of the register; where that leaves one register over, the last panel is one regi
 from typing import Any
 
 from .jit import kernel
-from .simd import (
-    FMAS,
-    PANELS,
-    REGISTER_BYTES,
-    ROWS,
-    TALLEST,
-    TOGETHER,
-    VECTORS,
-    copy_run,
-    lanes,
-    rows,
-    shifted,
-    tile,
-)
+from .simd import FMAS, REGISTER_BYTES, VECTORS, copy_run, lanes, rows, shifted
+from .tiles import PANELS, ROWS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
 GROUP = 16  # panels of b packed at once: half of L2
@@ -30,12 +18,9 @@ GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a ti
 
 
 # Names and not a table: Numba sees intrinsics as globals only.
-_tile1, _tile2, _tile3, _tile4, _tile5, _tile6, _tile7, _tile8, _tile9 = (
-    tile(r) for r in range(1, 10)
-)
-_half1, _half2, _half3, _half4, _half5, _half6, _half7, _half8, _half9 = (
-    tile(r, vectors=1) for r in range(1, 10)
-)
+_full, _half = tiles(TALLEST), tiles(TALLEST, vectors=1)
+_turned = tiles(ROWS, kind="transposed")
+_full1, _half1 = tile(1, 1), tile(1, 1, vectors=1)
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
 _long1 = tile(1, panels=PANELS[1], kind="long")
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
@@ -48,9 +33,6 @@ _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
 _FETCHING = TOGETHER // VECTORS + 1  # rows from which a tile fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
-_turn1, _turn2, _turn3, _turn4, _turn5, _turn6, _turn7, _turn8 = (
-    tile(r, kind="transposed") for r in range(1, 9)
-)
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 
 
@@ -67,70 +49,21 @@ def gradient_scratch(dtype: Any) -> tuple[int, ...]:
 
 
 @kernel
-def _full_tile(height, A, W, K, S, C, ahead):
-    """C = S + A W' for one panel and `height` rows."""
-    if height == 9:
-        _tile9(A, W, K, S, C, ahead)
-    elif height == 8:
-        _tile8(A, W, K, S, C, ahead)
-    elif height == 7:
-        _tile7(A, W, K, S, C, ahead)
-    elif height == 6:
-        _tile6(A, W, K, S, C, ahead)
-    elif height == 5:
-        _tile5(A, W, K, S, C, ahead)
-    elif height == 4:
-        _tile4(A, W, K, S, C, ahead)
-    elif height == 3:
-        _tile3(A, W, K, S, C, ahead)
-    elif height == 2:
-        _tile2(A, W, K, S, C, ahead)
-    else:
-        _tile1(A, W, K, S, C, ahead)
+def _full_tiles(height, count, A, W, K, S, C, ahead):
+    """C = S + A W' for one panel and `count` tiles of `height` rows."""
+    _full(height, count, A, W, K, S, C, ahead)
 
 
 @kernel
-def _half_tile(height, A, W, K, S, C, ahead):
-    """C = S + A W' for the last panel, one register wide, and `height` rows."""
-    if height == 9:
-        _half9(A, W, K, S, C, ahead)
-    elif height == 8:
-        _half8(A, W, K, S, C, ahead)
-    elif height == 7:
-        _half7(A, W, K, S, C, ahead)
-    elif height == 6:
-        _half6(A, W, K, S, C, ahead)
-    elif height == 5:
-        _half5(A, W, K, S, C, ahead)
-    elif height == 4:
-        _half4(A, W, K, S, C, ahead)
-    elif height == 3:
-        _half3(A, W, K, S, C, ahead)
-    elif height == 2:
-        _half2(A, W, K, S, C, ahead)
-    else:
-        _half1(A, W, K, S, C, ahead)
+def _half_tiles(height, count, A, W, K, S, C, ahead):
+    """C = S + A W' for the last panel, one register wide, and `count` tiles of `height` rows."""
+    _half(height, count, A, W, K, S, C, ahead)
 
 
 @kernel
-def _turned_tile(height, A, W, K, S, C, ahead):
-    """C = S + A' W for one panel and `height` columns of A."""
-    if height == 8:
-        _turn8(A, W, K, S, C, ahead)
-    elif height == 7:
-        _turn7(A, W, K, S, C, ahead)
-    elif height == 6:
-        _turn6(A, W, K, S, C, ahead)
-    elif height == 5:
-        _turn5(A, W, K, S, C, ahead)
-    elif height == 4:
-        _turn4(A, W, K, S, C, ahead)
-    elif height == 3:
-        _turn3(A, W, K, S, C, ahead)
-    elif height == 2:
-        _turn2(A, W, K, S, C, ahead)
-    else:
-        _turn1(A, W, K, S, C, ahead)
+def _turned_tiles(height, count, A, W, K, S, C, ahead):
+    """C = S + A' W for `count` panels and `height` columns of A."""
+    _turned(height, count, A, W, K, S, C, ahead)
 
 
 @kernel(inlined=True)
@@ -185,7 +118,7 @@ def _row_matmul(A, W, K, width, N, S, C, long):
                 j += _WIDE1 * panel
             else:
                 if j + panel <= end:
-                    _tile1(A, w, K, s, c, w)
+                    _full1(A, w, K, s, c, w)
                 else:
                     _half1(A, w, K, s, c, w)
                 j += panel
@@ -209,7 +142,11 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
     panel = VECTORS * width
+    # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
+    # one row would cost as three
     tiles, itemsize = (M + TALLEST - 1) // TALLEST, REGISTER_BYTES // width
+    tall = (M + tiles - 1) // tiles
+    more = M - (tall - 1) * tiles
     size = 0
     for run in range(len(soon)):
         size += soon[run][1]
@@ -226,13 +163,15 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
             _wide3(A, w, K, s, c, w)
             j += _WIDE3 * panel
         else:
-            r, left = 0, tiles
             if not wanted:
+                ahead = shifted(w, 0, 0)
+            if not wanted and WEIGHTS_AHEAD:
                 # The next panel is on its way while the tiles read this one, a part of it by each:
                 # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
                 # less.
                 ahead = shifted(w, panel * K, panel // tiles)
-            while r < M:  # tiles of nearly equal height: a last one of one row would cost as three
+            r = done = 0
+            while done < tiles:
                 while wanted and n == until and run < len(soon):
                     begun += soon[run][1]
                     # of the tiles that fetch: those of half a panel do not
@@ -240,17 +179,19 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
                     steps = max(1, until - n) * K
                     ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
                     run += 1
-                height = (M - r + left - 1) // left
+                height, count = (tall, more - done) if done < more else (tall - 1, tiles - done)
+                if n < until:
+                    count = min(count, until - n)
                 a = shifted(A, r * A[1], A[1])
                 begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
                 if j + panel <= N:
-                    _full_tile(height, a, w, K, begin, end, ahead)
+                    _full_tiles(height, count, a, w, K, begin, end, ahead)
                 else:
-                    _half_tile(height, a, w, K, begin, end, ahead)
-                ahead = shifted(ahead, K * ahead[1], ahead[1])
-                n += 1
-                r += height
-                left -= 1
+                    _half_tiles(height, count, a, w, K, begin, end, ahead)
+                ahead = shifted(ahead, count * K * ahead[1], ahead[1])
+                n += count
+                done += count
+                r += count * height
             j += panel
 
 
@@ -289,6 +230,7 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                     for s in range(n):
                         for i in range(K - j):
                             packed[p, s, i] = b[0][origin + s * b[1] + j + i]
+            panels = rows(packed, 0, size)
             for i in range(i0, i1, TURNED):
                 if i + TURNED <= wide:
                     for s in range(n):
@@ -302,13 +244,16 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                 for r in range(0, min(TURNED, i1 - i), ROWS):
                     # all panels for one tile's rows: those of two tiles, a power of two apart,
                     # would drive each other out of L1
-                    for p in range(group):
-                        c = shifted(gradient, (i - i0 + r) * Kp + (p0 + p) * panel, Kp)
-                        height = min(ROWS, i1 - i - r)
-                        w = rows(packed, p * size, panel)
-                        if r + p > 0:
-                            ahead, soon = soon, shifted(soon, n * share, share)
-                        _turned_tile(height, shifted(a, r, a[1]), w, n, c, c, ahead)
+                    height = min(ROWS, i1 - i - r)
+                    own = shifted(a, r, a[1])
+                    c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
+                    begin = 0
+                    if r == 0:
+                        _turned_tiles(height, 1, own, panels, n, c, c, ahead)
+                        begin = 1
+                    w, c = shifted(panels, begin * size, size), shifted(c, begin * panel, Kp)
+                    _turned_tiles(height, group - begin, own, w, n, c, c, soon)
+                    soon = shifted(soon, (group - begin) * n * share, share)
 
 
 @kernel

@@ -1,0 +1,281 @@
+"""The register tile of the matrix products, written as vector IR by one factory (design.md D2).
+
+LLVM vectorises one row of a product well and several rows badly, so the tile says in IR what must
+stay in registers.
+"""
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import (
+    REGISTERS,
+    TO_L1,
+    TO_L2,
+    VECTORS,
+    prefetch,
+    register_at,
+    vector_of,
+)
+
+# Rows of a tile.  8 x 2 accumulators, 2 weights and a broadcast fill AVX-512's and NEON's 32
+# registers without a spill; 12 x 2 spilled and was a third slower.  AVX2 has 16 registers: 6 x 2.
+ROWS = 6 if REGISTERS == 16 else 8
+TALLEST = 6 if REGISTERS == 16 else 9  # of one that is alone: a state and its 8 tangents
+# A tile of few rows takes several panels side by side: two accumulators alone wait for the latency
+# of the FMA, and one stream of weights reads L2 at half its bandwidth.  Prefetching the weights
+# 4 to 24 steps of k ahead cost a row of 64 units 8 % and gave one of 256 nothing: L2 has no more.
+PANELS = {1: 2, 2: 4, 3: 2} if ROWS == 8 else {1: 2, 2: 2, 3: 2}
+# Accumulators up to which the two sums over k fit in the registers side by side.
+TOGETHER = REGISTERS // 4
+# Whether weights that no one else asks for are fetched, to L1 by the tile that reads them and to L2
+# by those of the panel before.  AVX2's products wait for loads and not for caches, as far as L2 and
+# Zen 3 go: without it they run 5 to 25 % faster.
+WEIGHTS_AHEAD = REGISTERS == 32
+_SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
+
+
+class _Place(NamedTuple):
+    """`rows` as the tile sees them."""
+
+    pointer: Any
+    stride: Any
+
+    def row(self, builder: Any, r: Any) -> Any:
+        return builder.gep(self.pointer, [builder.mul(self.stride, r)])
+
+    def moved(self, builder: Any, elements: Any) -> "_Place":
+        return _Place(builder.gep(self.pointer, [elements]), self.stride)
+
+
+class _Loop:
+    """Accumulators of a tile, and the loop over k that fills them."""
+
+    def __init__(self, builder: Any, vector: ir.VectorType) -> None:
+        self.builder, self.vector = builder, vector
+
+    def run(self, m0: Any, m1: Any, begun: list[list[Any]], one_step: Any) -> list[list[Any]]:
+        """one_step(sums, stream, m) for m0 <= m < m1 and each stream of sums in `begun`."""
+        builder, m_type = self.builder, ir.IntType(64)
+        entry = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("k", "fma", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        m = builder.phi(m_type)
+        m.add_incoming(m0, entry)
+        sums = [[builder.phi(self.vector) for _ in stream] for stream in begun]
+        builder.cbranch(builder.icmp_signed("<", m, m1), body, done)
+        builder.position_at_end(body)
+        updated = [one_step(sums[stream], stream, m) for stream in range(len(begun))]
+        m.add_incoming(builder.add(m, m_type(1)), body)
+        for phis, firsts, laters in zip(sums, begun, updated, strict=True):
+            for phi, first, later in zip(phis, firsts, laters, strict=True):
+                phi.add_incoming(first, entry)
+                phi.add_incoming(later, body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return sums
+
+    def once(self, wanted: Any, begun: list[Any], one_step: Any, m: Any) -> list[Any]:
+        """One more step m of the one stream `begun` if `wanted`."""
+        builder, before = self.builder, self.builder.block
+        with builder.if_then(wanted):
+            updated = one_step(begun, 0, m)
+            inside = builder.block
+        sums = [builder.phi(self.vector) for _ in begun]
+        for phi, first, later in zip(sums, begun, updated, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, inside)
+        return sums
+
+
+class _Tile(NamedTuple):
+    """A tile of `height` rows of C and `panels` panels of packed weights.
+
+    C = (S + A1 W1) + A2 W2, each element two sums over the halves of k in order: a tile of one row
+    would else wait for the latency of the FMA.  Every tile adds in this order, so that the bits of
+    an element do not depend on the tile it falls into; in a "long" one the second half comes after
+    the first, as where there are many rows.  If "transposed", C = S + (A' W), one sum.
+    A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
+    the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
+    all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
+    is needed next from further away.
+    """
+
+    height: int
+    panels: int = 1
+    vectors: int = VECTORS
+    kind: str = ""
+
+    def emit(self, builder: Any, place: Any, K: Any, A: _Place, W: _Place, *rest: _Place) -> None:
+        """The code of one tile; `place` is the Numba type of its `rows`, `rest` S, C and ahead."""
+        S, C, ahead = rest
+        height, across = self.height, range(self.panels * self.vectors)
+        fetching = self.panels == 1 and height * self.vectors > TOGETHER
+        # as a rule a step holds its weights; where they and the accumulators do not fit, its
+        # elements of A: three rows and two panels spilled with 16 registers, and took three times
+        # as long
+        by_weight = (height + 1) * len(across) >= REGISTERS
+        transposed = self.kind == "transposed"
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        vector, size = vector_of(place)
+        width = vector.count
+        undefined = ir.Constant(vector, ir.Undefined)
+        everywhere = ir.Constant(ir.VectorType(i32, width), [0] * width)
+        zeros = [ir.Constant(vector, [0.0] * width)] * (height * len(across))
+        multiply_add = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [vector] * 3),
+            f"llvm.fmuladd.v{width}f{8 * size}",
+        )
+        loop = _Loop(builder, vector)
+
+        def hidden(pointer):
+            """The pointer, of unknown origin.
+
+            Else LLVM makes those of the rows from one another, at every step of k, on the ports
+            that the FMAs need: up to a tenth slower.
+            """
+            kept = ir.FunctionType(pointer.type, [pointer.type])
+            return builder.asm(kept, "", "=r,0", [pointer], False)
+
+        def registers(rows):
+            return [
+                register_at(builder, rows.row(builder, i64(r)), v, vector)
+                for r in range(height)
+                for v in across
+            ]
+
+        def loaded(pointer):
+            return builder.load(pointer, align=size, typ=vector)
+
+        def weight(k, v):
+            panel = W.row(builder, i64(v // self.vectors))
+            start = builder.gep(panel, [builder.mul(k, i64(self.vectors * width))])
+            return loaded(register_at(builder, start, v % self.vectors, vector))
+
+        def everywhere_in_a_register(k, r):
+            source = builder.gep(sources[r], [builder.mul(k, A.stride) if transposed else k])
+            element = builder.load(source, typ=vector.element)
+            one = builder.insert_element(undefined, element, i32(0))
+            return builder.shuffle_vector(one, undefined, everywhere)
+
+        def fetch(k):
+            prefetch(builder, ahead.row(builder, k), TO_L2)
+            if WEIGHTS_AHEAD:
+                later = builder.mul(builder.add(k, i64(_SOON)), i64(self.vectors * width))
+                for v in range(self.vectors):
+                    start = builder.gep(W.pointer, [later])
+                    prefetch(builder, register_at(builder, start, v, vector), TO_L1)
+
+        def one_step(sums, stream, m):
+            k = builder.add(m, firsts[stream])
+            if not by_weight:
+                weights = [weight(k, v) for v in across]
+            if fetching:
+                fetch(k)
+            if by_weight:
+                elements = [everywhere_in_a_register(k, r) for r in range(height)]
+            updated = list(sums)
+            for i in range(len(sums)):
+                if by_weight:
+                    v, r = divmod(i, height)
+                    if r == 0:
+                        w = weight(k, v)
+                    one = elements[r]
+                else:
+                    r, v = divmod(i, len(across))
+                    if v == 0:
+                        one = everywhere_in_a_register(k, r)
+                    w = weights[v]
+                at = r * len(across) + v
+                updated[at] = builder.call(multiply_add, [one, w, sums[at]])
+            return updated
+
+        none = i64(0)
+        if transposed:
+            sources = [builder.gep(A.pointer, [i64(r)]) for r in range(height)]
+            firsts = [none]
+            for pointer in registers(S):  # long before they are added to
+                prefetch(builder, pointer, TO_L1)
+            (total,) = loop.run(none, K, [zeros], one_step)
+            other = [loaded(pointer) for pointer in registers(S)]
+        else:
+            sources = [hidden(A.row(builder, i64(r))) for r in range(height)]
+            less = builder.lshr(K, i64(1))
+            more = builder.sub(K, less)
+            firsts = [none, more]
+            start = [loaded(pointer) for pointer in registers(S)]
+            if self.kind != "long" and height * len(across) <= TOGETHER:
+                total, other = loop.run(none, less, [start, zeros], one_step)
+                total = loop.once(builder.icmp_signed("<", less, more), total, one_step, less)
+            else:
+                (total,) = loop.run(none, more, [start], one_step)
+                firsts = [more]
+                (other,) = loop.run(none, less, [zeros], one_step)
+        for pointer, one, two in zip(registers(C), total, other, strict=True):
+            builder.store(builder.fadd(one, two), pointer).align = size
+
+
+def tile(height: int, panels: int, vectors: int = VECTORS, kind: str = "") -> Any:
+    """A kernel for one tile."""
+
+    @intrinsic
+    def kernel(typingctx, A, W, K, S, C, ahead):
+        def codegen(context, builder, sig, args):
+            places = [_Place(*cgutils.unpack_tuple(builder, args[i])) for i in (0, 1, 3, 4, 5)]
+            _Tile(height, panels, vectors, kind).emit(builder, W, args[2], *places)
+            return context.get_dummy_value()
+
+        return types.void(A, W, types.intp, S, C, ahead), codegen
+
+    return kernel
+
+
+def tiles(tallest: int, vectors: int = VECTORS, kind: str = "") -> Any:
+    """A kernel for `count` tiles of one panel each, all of a `height` up to the tallest.
+
+    They lie below one another and read the same weights; transposed ones lie side by side, read the
+    same A, and the next one's weights at W's stride.
+    One call for all: to choose the height and begin anew at each tile took a tenth of the time.
+    """
+
+    @intrinsic
+    def kernel(typingctx, height, count, A, W, K, S, C, ahead):
+        sig = types.void(types.intp, types.intp, A, W, types.intp, S, C, ahead)
+
+        def codegen(context, builder, sig, args):
+            i64, (height, count, K) = ir.IntType(64), (args[i] for i in (0, 1, 4))
+            places = [_Place(*cgutils.unpack_tuple(builder, args[i])) for i in (2, 3, 5, 6, 7)]
+            done = builder.append_basic_block("done")
+            choice = builder.switch(height, done)
+            for h in range(1, tallest + 1):
+                block = builder.append_basic_block(f"height{h}")
+                choice.add_case(i64(h), block)
+                builder.position_at_end(block)
+                with cgutils.for_range(builder, count) as loop:
+                    i = loop.index
+
+                    def times(stride, i=i):
+                        return builder.mul(i, stride)
+
+                    A_, W_, S_, C_, ahead_ = places
+                    if kind == "transposed":
+                        across = times(i64(vectors * vector_of(W)[0].count))
+                        moves = i64(0), times(W_.stride), across, across
+                    else:
+                        down = [times(builder.mul(i64(h), y.stride)) for y in (A_, S_, C_)]
+                        moves = down[0], i64(0), down[1], down[2]
+                    moves += (times(builder.mul(K, ahead_.stride)),)
+                    here = [y.moved(builder, n) for y, n in zip(places, moves, strict=True)]
+                    _Tile(h, 1, vectors, kind).emit(builder, W, K, *here)
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return sig, codegen
+
+    return kernel
