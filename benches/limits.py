@@ -39,8 +39,9 @@ _SGEMM = 1024
 def _read(parts, times):
     """Eight streams, each to a sum of its own: one sum of all waits for the latency of adding."""
     n = parts.shape[1]
-    a, b, c, d = (line(parts, n * stream, "a0") for stream in (0, 1, 2, 3))
-    e, f, g, h = (line(parts, n * stream, "a0") for stream in (4, 5, 6, 7))
+    a, b, c = line(parts, 0, "a0"), line(parts, n, "a0"), line(parts, 2 * n, "a0")
+    d, e, f = line(parts, 3 * n, "a0"), line(parts, 4 * n, "a0"), line(parts, 5 * n, "a0")
+    g, h = line(parts, 6 * n, "a0"), line(parts, 7 * n, "a0")
     zero = parts.dtype.type(0)
     total = zero
     for _ in range(times):

@@ -262,14 +262,16 @@ def tiles(tallest: int, vectors: int = VECTORS, kind: str = "") -> Any:
                     def times(stride, i=i):
                         return builder.mul(i, stride)
 
-                    A_, W_, S_, C_, ahead_ = places
                     if kind == "transposed":
                         across = times(i64(vectors * vector_of(W)[0].count))
-                        moves = i64(0), times(W_.stride), across, across
+                        of_A, of_W, of_S, of_C = i64(0), times(places[1].stride), across, across
                     else:
-                        down = [times(builder.mul(i64(h), y.stride)) for y in (A_, S_, C_)]
-                        moves = down[0], i64(0), down[1], down[2]
-                    moves += (times(builder.mul(K, ahead_.stride)),)
+                        of_W = i64(0)
+                        of_A, of_S, of_C = (
+                            times(builder.mul(i64(h), places[y].stride)) for y in (0, 2, 3)
+                        )
+                    of_ahead = times(builder.mul(K, places[4].stride))
+                    moves = of_A, of_W, of_S, of_C, of_ahead
                     here = [y.moved(builder, n) for y, n in zip(places, moves, strict=True)]
                     _Tile(h, 1, vectors, kind).emit(builder, W, K, *here)
                 builder.branch(done)
