@@ -7,6 +7,8 @@ functions are compiled `exact`: `reassoc` would merge the two halves of a range 
 Without `_nrt`, Numba's memory manager, no reference to an array is counted: atomically, at each
 array that is handed on, sliced, put into a tuple or taken out of one, that took most of a step of a
 chain of 64 units.  Such a kernel cannot make arrays either, and Numba refuses one that tries.
+`no_cfunc_wrapper`: no one calls a kernel from C, and a function for that would be compiled anew
+with every kernel above it, as all code is.
 """
 
 import functools
@@ -26,6 +28,7 @@ _FLAGS: dict[str, Any] = {
     "error_model": "numpy",
     "nogil": True,
     "_nrt": False,
+    "no_cfunc_wrapper": True,
 }
 _EXACT_FLAGS: dict[str, Any] = {**_FLAGS, "fastmath": {"contract"}}
 
