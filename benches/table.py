@@ -430,7 +430,13 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     peaks = dict(sorted(measured_peaks))  # the highest of each
     rounds = sorted(len(info["seconds"]["fastbptt"]) for info in infos if "H" in info)
     span = " to ".join(str(n) for n in dict.fromkeys(rounds[:1] + rounds[-1:]))
-    brand = machine["cpu"].get("brand_raw", machine["processor"])
+    cpu = machine["cpu"]
+    brand = cpu.get("brand_raw", machine["processor"])
+    if "family" in cpu:  # the name alone may be that of many
+        brand += f" (family {cpu['family']}, model {cpu['model']})"
+    widths = {"avx512f": 512, "avx2": 256}
+    known = [bits for flag, bits in widths.items() if flag in cpu.get("flags", [])]
+    brand += f", registers of {known[0]} bits" if known else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     runs = "; ".join(f"`python -m pytest {shlex.join(part)}`" for part in report["parts"])
     peak = ", ".join(f"{value:.0f} GFLOP/s ({n})" for n, value in peaks.items())

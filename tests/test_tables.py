@@ -165,6 +165,24 @@ def test_a_row_that_is_lost(table, text):
     assert found == [("fastbptt", 2.0), ("torch", 0.8)]
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["avx2", "avx512f"], "registers of 512 bits, 2 cores"),
+        (["avx2"], "registers of 256 bits, 2 cores"),
+        (["neon"], "(family 25, model 1), 2 cores"),
+    ],
+)
+def test_the_processor_and_its_registers(table, written, flags, wanted):
+    file = written(WON)
+    known = json.loads(file.read_text())
+    known["machine_info"]["cpu"] |= {"family": 25, "model": 1, "flags": flags}
+    file.write_text(json.dumps(known))
+    text = table.text(table.read([file]), None)
+    assert text.startswith("Measured on Abacus (family 25, model 1), ")
+    assert wanted in text.split("Linux")[0]
+
+
 def test_the_mean_the_machine_and_the_commands(text):
     # of 2, 1.25 and 0.8; at the limits of 2.56, 2.11 and 1.32
     assert "ratios: 1.26, the bar: 3; with every row at its limit: 1.92. The limit" in text

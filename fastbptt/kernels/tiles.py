@@ -110,9 +110,9 @@ class _Tile(NamedTuple):
     vectors: int = VECTORS
     kind: str = ""
 
-    def emit(self, builder: Any, place: Any, K: Any, A: _Place, W: _Place, *rest: _Place) -> None:
-        """The code of one tile; `place` is the Numba type of its `rows`, `rest` S, C and ahead."""
-        S, C, ahead = rest
+    def emit(self, builder: Any, place: Any, K: Any, places: list[_Place]) -> None:
+        """The code of one tile: A, W, S, C and ahead, and the Numba type of such a place."""
+        A, W, S, C, ahead = places
         height, across = self.height, range(self.panels * self.vectors)
         fetching = self.panels == 1 and height * self.vectors > TOGETHER
         # as a rule a step holds its weights; where they and the accumulators do not fit, its
@@ -227,7 +227,7 @@ def tile(height: int, panels: int, vectors: int = VECTORS, kind: str = "") -> An
     def kernel(typingctx, A, W, K, S, C, ahead):
         def codegen(context, builder, sig, args):
             places = [_Place(*cgutils.unpack_tuple(builder, args[i])) for i in (0, 1, 3, 4, 5)]
-            _Tile(height, panels, vectors, kind).emit(builder, W, args[2], *places)
+            _Tile(height, panels, vectors, kind).emit(builder, W, args[2], places)
             return context.get_dummy_value()
 
         return types.void(A, W, types.intp, S, C, ahead), codegen
@@ -273,7 +273,7 @@ def tiles(tallest: int, vectors: int = VECTORS, kind: str = "") -> Any:
                     of_ahead = times(builder.mul(K, places[4].stride))
                     moves = of_A, of_W, of_S, of_C, of_ahead
                     here = [y.moved(builder, n) for y, n in zip(places, moves, strict=True)]
-                    _Tile(h, 1, vectors, kind).emit(builder, W, K, *here)
+                    _Tile(h, 1, vectors, kind).emit(builder, W, K, here)
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
