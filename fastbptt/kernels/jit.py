@@ -21,6 +21,8 @@ from typing import Any
 
 from numba import njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import overload
 
 _FLAGS: dict[str, Any] = {
@@ -101,24 +103,73 @@ class _PackageCache:
             _warn_uncached()
 
 
+class _PartLibrary(JITCodeLibrary):
+    """The code of a kernel that is a part of others only: neither optimised nor made machine code.
+
+    Numba does both for every kernel with all that it calls, and once more in each kernel above.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        """Objects of Python that compiled code needs: it has none."""
+
+
+class _PartCompiler(Compiler):
+    """The compiler that Numba asks for each signature, with such a library."""
+
+    def _compile_core(self) -> Any:
+        state = self.state
+        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        return super()._compile_core()
+
+
+def _refuse(name: str, *args: Any, **kws: Any) -> None:
+    raise TypeError(f"{name} is a part of other kernels and has no code of its own to call")
+
+
 def kernel(
     func: Callable[..., Any] | None = None,
     *,
     exact: bool = False,
     inlined: bool = False,
     allocates: bool = False,
+    part: bool = False,
 ) -> Any:
     """Compile `func` on its first call; `exact` keeps the written order of every sum.
 
     Those that make arrays for themselves say so (`allocates`), and leave loops to others.
-    `inlined` kernels become part of whoever calls them.  A 0 in a call is an integer like any
+    `inlined` kernels become part of whoever calls them.  A `part` is called by other kernels only,
+    and optimised, made machine code and cached as theirs: Numba does all that for each kernel with
+    everything below it, and once more in the next one above, and half of a cold start went to code
+    that no one calls.  A 0 in a call is an integer like any
     other: Numba would compile the kernel once more for it, which took a seventh of a cold start.
     """
     if func is None:
-        return functools.partial(kernel, exact=exact, inlined=inlined, allocates=allocates)
+        return functools.partial(
+            kernel, exact=exact, inlined=inlined, allocates=allocates, part=part
+        )
     flags = {**(_EXACT_FLAGS if exact else _FLAGS), "forceinline": inlined, "_nrt": allocates}
+    if part:
+        flags |= {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True}
     dispatcher = njit(**flags)(func)
-    dispatcher._cache = _PackageCache(func)
+    dispatcher._cache = NullCache() if part else _PackageCache(func)
+    if part:
+        dispatcher._insert = lambda *args, **kws: None  # what Python may call: nothing
+        dispatcher._compile_for_args = functools.partial(_refuse, func.__name__)
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(
         [types.unliteral(arg) for arg in args],

@@ -48,25 +48,25 @@ def gradient_scratch(dtype: Any) -> tuple[int, ...]:
     return GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel
 
 
-@kernel
+@kernel(part=True)
 def _full_tiles(height, count, A, W, K, S, C, ahead):
     """C = S + A W' for one panel and `count` tiles of `height` rows."""
     _full(height, count, A, W, K, S, C, ahead)
 
 
-@kernel
+@kernel(part=True)
 def _half_tiles(height, count, A, W, K, S, C, ahead):
     """C = S + A W' for the last panel, one register wide, and `count` tiles of `height` rows."""
     _half(height, count, A, W, K, S, C, ahead)
 
 
-@kernel
+@kernel(part=True)
 def _turned_tiles(height, count, A, W, K, S, C, ahead):
     """C = S + A' W for `count` panels and `height` columns of A."""
     _turned(height, count, A, W, K, S, C, ahead)
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def row_matmul(A, W, K, width, N, S, C):
     """`panel_matmul` of one row, as a part of whoever asks for it: for the loops over time.
 
@@ -78,7 +78,7 @@ def row_matmul(A, W, K, width, N, S, C):
         _row_matmul(A, W, K, width, N, S, C, False)
 
 
-@kernel
+@kernel(part=True)
 def panel_matmul(A, M, W, K, width, N, S, C):
     """C = S + A W' over M rows and N outputs, of which the first begins a panel.
 
@@ -92,13 +92,13 @@ def panel_matmul(A, M, W, K, width, N, S, C):
         rows_matmul(A, M, W, K, width, N, S, C, nothing(W))
 
 
-@kernel
+@kernel(part=True)
 def _long_row_matmul(A, W, K, width, N, S, C):
     """`panel_matmul` of one row where W is more than L1 holds."""
     _row_matmul(A, W, K, width, N, S, C, True)
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _row_matmul(A, W, K, width, N, S, C, long):
     """`panel_matmul` of one row; `long` is known where this is compiled."""
     panel = VECTORS * width
@@ -125,14 +125,14 @@ def _row_matmul(A, W, K, width, N, S, C, long):
         first += onwards
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def nothing(place):
     """What `rows_matmul` is told to fetch where that is nothing."""
     none = shifted(place, 0, 0)
     return none, none, none, none, none
 
 
-@kernel
+@kernel(part=True)
 def rows_matmul(A, M, W, K, width, N, S, C, soon):
     """`panel_matmul` of several rows.
 
@@ -195,7 +195,7 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
             j += panel
 
 
-@kernel
+@kernel(part=True)
 def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
     """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
 

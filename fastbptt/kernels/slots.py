@@ -5,7 +5,7 @@ from .panels import BLOCK, nothing, row_matmul, rows_matmul
 from .simd import shifted
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _products(width, Hp, count, j0, j1):
     """(products, first output, outputs of each): within one block slots are packed as one matrix.
 
@@ -16,7 +16,7 @@ def _products(width, Hp, count, j0, j1):
     return count, j0, j1 - j0
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C):
     """`slots_matmul` of one row, as a part of whoever asks for it: for the loops over time."""
     count, j0, N = _products(width, Hp, count, j0, j1)
@@ -26,7 +26,7 @@ def row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C):
         row_matmul(A, w, K, width, N, shifted(S, j, S[1]), shifted(C, j, C[1]))
 
 
-@kernel
+@kernel(part=True)
 def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C, soon):
     """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
 
@@ -50,7 +50,7 @@ def active(starts, t, b0, b1):
     return max(0, min(b1, starts[t + 2] - starts[t + 1]) - b0)
 
 
-@kernel
+@kernel(part=True)
 def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span, units):
     """C = S + A W', `slots_matmul` for steps and sequences, as few and long ones.
 

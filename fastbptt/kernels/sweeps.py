@@ -49,7 +49,7 @@ class Sums(NamedTuple):
     partial: np.ndarray  # as bias
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _fetch_rows(place, M, n, width):
     """Have M rows of n elements brought here, all at once, from the other members of a team.
 
@@ -60,7 +60,7 @@ def _fetch_rows(place, M, n, width):
             fetch(shifted(place, r * place[1] + j, 0))
 
 
-@kernel
+@kernel(part=True)
 def _soon_forward(x, m, starts, t, t1, ahead, b0, M, first):
     """What `forward` comes to next, for the `first` product of step t to fetch.
 
@@ -79,7 +79,7 @@ def _soon_forward(x, m, starts, t, t1, ahead, b0, M, first):
     )
 
 
-@kernel
+@kernel(part=True)
 def _soon_backward(dy, m, d, starts, t, b0, M, first):
     """What `backward` comes to next: all that step t-1 reads, and dx to be written.
 
@@ -184,8 +184,8 @@ def forward(cell, x, m, starts, width, span, team):
                 last = (u1 - u0 - 1) // block
 
 
-@kernel
-def backward(cell, dy, m, d, starts, width, span, team):
+@kernel(part=True)
+def _backward(cell, dy, m, d, starts, width, span, team):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
@@ -294,7 +294,7 @@ def backward(cell, dy, m, d, starts, width, span, team):
     restore(state)
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _add(dh, b0, dy, s, M, j0, j1):
     """dh[b0+b] += dy[s+b]: the gradient from above."""
     Hp = dh.shape[1]
@@ -304,7 +304,7 @@ def _add(dh, b0, dy, s, M, j0, j1):
             total[j] += above[j]
 
 
-@kernel
+@kernel(part=True)
 def _states_before(h, starts, t0, t1, scratch):
     """The states that the steps t0 .. t1-1 begin with, as many rows and in the order of the steps'.
 
@@ -322,8 +322,8 @@ def _states_before(h, starts, t0, t1, scratch):
     return rows(scratch, 0, Hp)
 
 
-@kernel
-def weight_gradients(cell, x, m, da, sums, starts, span, steps):
+@kernel(part=True)
+def _weight_gradients(cell, x, m, da, sums, starts, span, steps):
     """Add the steps t0 .. t1-1 to a share of the gradients, a chunk of `steps`, the last, at first.
 
     Rows of da begin with those of step t0.  Threads share the rows of the gradients, which are
@@ -361,6 +361,18 @@ def weight_gradients(cell, x, m, da, sums, starts, span, steps):
 
 
 @kernel
+def backward(cell, dy, m, d, starts, width, span, team):
+    """`_backward` for one of several threads."""
+    _backward(cell, dy, m, d, starts, width, span, team)
+
+
+@kernel
+def weight_gradients(cell, x, m, da, sums, starts, span, steps):
+    """`_weight_gradients` for one of several threads."""
+    _weight_gradients(cell, x, m, da, sums, starts, span, steps)
+
+
+@kernel
 def descend(cell, dy, x, m, d, sums, starts, width, span, steps, team):
     """`backward` and `weight_gradients` for a chunk of `steps` after the other, the last at first.
 
@@ -370,5 +382,5 @@ def descend(cell, dy, x, m, d, sums, starts, width, span, steps, team):
     t0, t1, b0, b1 = span
     for end in range(t1, t0, -steps):
         begin = max(t0, end - steps)
-        backward(cell, dy, m, d, starts, width, (begin, end, b0, b1), team)
-        weight_gradients(cell, x, m, d.da, sums, starts, (begin, end), steps)
+        _backward(cell, dy, m, d, starts, width, (begin, end, b0, b1), team)
+        _weight_gradients(cell, x, m, d.da, sums, starts, (begin, end), steps)
