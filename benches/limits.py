@@ -42,10 +42,8 @@ def _read(parts, times):
     a, b, c = line(parts, 0, "a0"), line(parts, n, "a0"), line(parts, 2 * n, "a0")
     d, e, f = line(parts, 3 * n, "a0"), line(parts, 4 * n, "a0"), line(parts, 5 * n, "a0")
     g, h = line(parts, 6 * n, "a0"), line(parts, 7 * n, "a0")
-    zero = parts.dtype.type(0)
-    total = zero
+    A = B = C = D = E = F = G = H = parts.dtype.type(0)
     for _ in range(times):
-        A = B = C = D = E = F = G = H = zero
         for i in range(n):
             A += a[i]
             B += b[i]
@@ -55,8 +53,7 @@ def _read(parts, times):
             F += f[i]
             G += g[i]
             H += h[i]
-        total += A + B + C + D + E + F + G + H
-    return total
+    return A + B + C + D + E + F + G + H
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -433,8 +433,8 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     cpu = machine["cpu"]
     brand = cpu.get("brand_raw", machine["processor"])
     if "family" in cpu:  # the name alone may be that of many
-        brand += f" (family {cpu['family']}, model {cpu['model']})"
-    widths = {"avx512f": 512, "avx2": 256}
+        brand += f" (family {cpu['family']}, model {cpu.get('model', 0)})"
+    widths = {"avx512f": 512, "avx": 256}
     known = [bits for flag, bits in widths.items() if flag in cpu.get("flags", [])]
     brand += f", registers of {known[0]} bits" if known else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

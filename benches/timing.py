@@ -35,7 +35,7 @@ from fastbptt.kernels.tiles import ROWS, tile
 
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
-_PEAK_BYTES = 1 << 14
+_PEAK_BYTES = 1 << 14  # of either operand at most: half of L1
 _PEAK_SECONDS = 0.01
 
 
@@ -222,9 +222,9 @@ def _tiles(A, W, C, times):
 
 
 def fma_peak(dtype: str, threads: int) -> float:
-    """GFLOP/s of the register tile on data in L1, half of it weights, on so many cores at once."""
+    """GFLOP/s of the register tile on data in L1, on so many cores at once."""
     panel = VECTORS * lanes(dtype)
-    K = _PEAK_BYTES // (VECTORS * REGISTER_BYTES)
+    K = _PEAK_BYTES // max(VECTORS * REGISTER_BYTES, ROWS * np.dtype(dtype).itemsize)
 
     def one(seconds: float) -> float:
         A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))

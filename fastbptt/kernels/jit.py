@@ -104,7 +104,7 @@ class _PackageCache:
 
 
 class _PartLibrary(JITCodeLibrary):
-    """The code of a kernel that is a part of others only: neither optimised nor made machine code.
+    """The code of a kernel that is a part of others only: not optimised as a whole, nor compiled.
 
     Numba does both for every kernel with all that it calls, and once more in each kernel above.
     """
@@ -125,7 +125,7 @@ class _PartLibrary(JITCodeLibrary):
         return self
 
     def set_env(self, name: str, env: Any) -> None:
-        """Objects of Python that compiled code needs: it has none."""
+        """Objects of Python that compiled code needs: a kernel has none."""
 
 
 class _PartCompiler(Compiler):
@@ -153,10 +153,9 @@ def kernel(
 
     Those that make arrays for themselves say so (`allocates`), and leave loops to others.
     `inlined` kernels become part of whoever calls them.  A `part` is called by other kernels only,
-    and optimised, made machine code and cached as theirs: Numba does all that for each kernel with
-    everything below it, and once more in the next one above, and half of a cold start went to code
-    that no one calls.  A 0 in a call is an integer like any
-    other: Numba would compile the kernel once more for it, which took a seventh of a cold start.
+    and compiled and cached as theirs: half of a cold start went to code that no one calls.
+    A 0 in a call is an integer like any other: Numba would compile the kernel once more for it,
+    which took a seventh of a cold start.
     """
     if func is None:
         return functools.partial(

@@ -13,7 +13,7 @@ from .tiles import PANELS, ROWS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
 GROUP = 16  # panels of b packed at once: half of L2
-TURNED = 2 * ROWS  # columns of da packed at once: a cache line of them in float32
+TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them in float32
 GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
 
 
@@ -137,16 +137,16 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     """`panel_matmul` of several rows.
 
     `soon` are runs of memory, `rows` with the number of elements in place of a stride, that the
-    loop over time comes to next: with rows enough (simd.TOGETHER) each tile has a part of them
+    loop over time comes to next: with rows enough (tiles.TOGETHER) each tile has a part of them
     brought to L2, evenly: in a burst, the lines on their way leave no room for the product's own.
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
     # one row would cost as three
-    tiles, itemsize = (M + TALLEST - 1) // TALLEST, REGISTER_BYTES // width
-    tall = (M + tiles - 1) // tiles
-    more = M - (tall - 1) * tiles
+    count, itemsize = (M + TALLEST - 1) // TALLEST, REGISTER_BYTES // width
+    tall = (M + count - 1) // count
+    more = M - (tall - 1) * count
     size = 0
     for run in range(len(soon)):
         size += soon[run][1]
@@ -169,29 +169,29 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
                 # The next panel is on its way while the tiles read this one, a part of it by each:
                 # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
                 # less.
-                ahead = shifted(w, panel * K, panel // tiles)
+                ahead = shifted(w, panel * K, panel // count)
             r = done = 0
-            while done < tiles:
+            while done < count:
                 while wanted and n == until and run < len(soon):
                     begun += soon[run][1]
                     # of the tiles that fetch: those of half a panel do not
-                    until = N // panel * tiles * begun // size
+                    until = N // panel * count * begun // size
                     steps = max(1, until - n) * K
                     ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
                     run += 1
-                height, count = (tall, more - done) if done < more else (tall - 1, tiles - done)
+                height, some = (tall, more - done) if done < more else (tall - 1, count - done)
                 if n < until:
-                    count = min(count, until - n)
+                    some = min(some, until - n)
                 a = shifted(A, r * A[1], A[1])
                 begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
                 if j + panel <= N:
-                    _full_tiles(height, count, a, w, K, begin, end, ahead)
+                    _full_tiles(height, some, a, w, K, begin, end, ahead)
                 else:
-                    _half_tiles(height, count, a, w, K, begin, end, ahead)
-                ahead = shifted(ahead, count * K * ahead[1], ahead[1])
-                n += count
-                done += count
-                r += count * height
+                    _half_tiles(height, some, a, w, K, begin, end, ahead)
+                ahead = shifted(ahead, some * K * ahead[1], ahead[1])
+                n += some
+                done += some
+                r += some * height
             j += panel
 
 

@@ -1,4 +1,4 @@
-"""The register tile of the matrix products, written as vector IR by one factory (design.md D2).
+"""The register tile of the matrix products, written as vector IR (design.md D2).
 
 LLVM vectorises one row of a product well and several rows badly, so the tile says in IR what must
 stay in registers.
@@ -106,9 +106,9 @@ class _Tile(NamedTuple):
     """
 
     height: int
-    panels: int = 1
-    vectors: int = VECTORS
-    kind: str = ""
+    panels: int
+    vectors: int
+    kind: str
 
     def emit(self, builder: Any, place: Any, K: Any, places: list[_Place]) -> None:
         """The code of one tile: A, W, S, C and ahead, and the Numba type of such a place."""
@@ -139,8 +139,8 @@ class _Tile(NamedTuple):
             Else LLVM makes those of the rows from one another, at every step of k, on the ports
             that the FMAs need: up to a tenth slower.
             """
-            kept = ir.FunctionType(pointer.type, [pointer.type])
-            return builder.asm(kept, "", "=r,0", [pointer], False)
+            same = ir.FunctionType(pointer.type, [pointer.type])
+            return builder.asm(same, "", "=r,0", [pointer], False)
 
         def registers(rows):
             return [
