@@ -93,14 +93,14 @@ def _pull_matrices(chain, steps, rows):
             rows.now[r, j] = rows.after[r, j]
 
 
-@kernel
+@kernel(part=True)
 def _first_column(chain, n, block, l):
     """Where the slots of layer l begin in a row of block.a: at 0 if all layers share them."""
     own = (n.last + (n.gate > n.first)) * chain.Hp
     return l * own if block.a.shape[1] > own else 0
 
 
-@kernel
+@kernel(part=True)
 def _at(chain, n, block, g, l, t):
     """The rows of group g in layer l at step t."""
     stride, wide = block.now.shape[1], block.a.shape[1]
@@ -198,7 +198,7 @@ def push(chain, firsts, count, block, record):
     _push(chain, firsts, count, block, record, np.empty(firsts.size, np.int64))
 
 
-@kernel
+@kernel(part=True)
 def _push(chain, firsts, count, block, record, steps):
     now, after = block.now, block.after
     for i in range(count):
@@ -218,7 +218,7 @@ def pull(chain, firsts, count, block, record):
     _pull(chain, firsts, count, block, record, np.empty(firsts.size, np.int64))
 
 
-@kernel
+@kernel(part=True)
 def _pull(chain, firsts, count, block, record, steps):
     for i in range(count):
         for g in range(firsts.size):

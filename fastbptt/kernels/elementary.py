@@ -159,7 +159,7 @@ def _double_tanh_tail(s):
     return p[0] + s * (p[1] + s * p[2]), q[0] + s * (q[1] + s * (q[2] + s))
 
 
-@kernel(exact=True, inlined=True)
+@kernel(part=True, exact=True, inlined=True)
 def _reduced(x):
     """(expm1(r), the bits of a number that ends in those of n) with x = n ln 2 + r."""
     k = _constants(x)

@@ -18,7 +18,7 @@ _NEAR = 1e-9  # nats of a component
 _MOST = 200  # steps of Newton's method, which takes about ten: for numbers that make no sense
 
 
-@kernel
+@kernel(part=True)
 def _last_two(numbers, halves, x):
     """Whether x is beyond all Ritz values; p/p' of p_{halves+1}; log p and p'/p of p_halves."""
     before, now, slope_before, slope = 0.0, 1.0, 0.0, 0.0
@@ -41,7 +41,7 @@ def _last_two(numbers, halves, x):
     return True, after / slope_after, math.log(now) + scale, slope / now
 
 
-@kernel
+@kernel(part=True)
 def _largest_ritz(numbers, halves, low, above):
     """The largest Ritz value or a little more, between what is no more and what is no less.
 

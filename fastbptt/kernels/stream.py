@@ -58,7 +58,7 @@ class Work(NamedTuple):
     a: np.ndarray  # likewise: pre-activations; zeros at first
 
 
-@kernel
+@kernel(part=True)
 def _close_block(s, b):
     """The open block is put beside the others; when there is no more room, pairs become one."""
     n = s.block_count[b]
@@ -78,7 +78,7 @@ def _close_block(s, b):
         s.block_length[b] *= 2
 
 
-@kernel
+@kernel(part=True)
 def _settle(s, b, frame, R, row):
     """Orthonormalise one frame, multiply its factor, note its growth, choose the next interval."""
     k = R.shape[0]
@@ -120,7 +120,7 @@ class Sizes(NamedTuple):
     width: int  # lanes of a register
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _leaves_range(first, stride, far):
     """Whether the first tangent nears the end of its range."""
     energy = far * 0
@@ -130,7 +130,7 @@ def _leaves_range(first, stride, far):
     return energy > far or energy * far < 1
 
 
-@kernel(inlined=True)
+@kernel(part=True, inlined=True)
 def _at(n, l, b, now, column, row):
     """The rows of sequence b from `row` on in layer l, whose states begin at `column`."""
     here = ((now * n.B + b) * n.each + row) * n.stride + column
@@ -139,7 +139,7 @@ def _at(n, l, b, now, column, row):
     return TangentAt(here, there, a, 0, n.stride, n.wide, n.each - row)
 
 
-@kernel
+@kernel(part=True)
 def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
     """Carry the rows b0..b1-1 over some steps, whose inputs are in ax; state 0 is in p.now[now].
 

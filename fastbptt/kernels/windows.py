@@ -13,7 +13,7 @@ from .jit import kernel
 from .small import AT_ONCE, copy, inverse, largest_two, multiply, norm, solve, times, triangle
 
 
-@kernel
+@kernel(part=True)
 def _widen(A, wide):
     """wide (columns,N) <- A (k,N) in float64."""
     k, N = A.shape
@@ -22,7 +22,7 @@ def _widen(A, wide):
             wide[i, m] = A[i, m]
 
 
-@kernel
+@kernel(part=True)
 def _squares(a, C):
     """C (k,columns) = a a' of a (columns,N): what `triangle` reads of it."""
     k, N = C.shape[0], a.shape[1]
@@ -54,7 +54,7 @@ def gram(A, G, shifts):
     _gram(A, G, shifts, np.zeros((G.shape[2], A.shape[2])))
 
 
-@kernel
+@kernel(part=True)
 def _gram(A, G, shifts, wide):
     """`gram`; wide (columns,N), its last rows zeros, is work space."""
     k = A.shape[1]
@@ -89,7 +89,7 @@ def history_norms(G, shifts, U, e, R0, out):
     _history_norms(G, shifts, U, e, R0, out, np.zeros((4, k, wide)), np.zeros(wide))
 
 
-@kernel
+@kernel(part=True)
 def _history_norms(G, shifts, U, e, R0, out, work, zeros):
     """`history_norms`; work (4,k,columns), all zeros."""
     T, k, _ = G.shape
@@ -128,7 +128,7 @@ def forward_factors(A, R, R_inverse):
     _forward_factors(A, R, R_inverse, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
 
 
-@kernel
+@kernel(part=True)
 def _forward_factors(A, R, R_inverse, frame, work):
     """`forward_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
     n, k, _ = R.shape
@@ -150,7 +150,7 @@ def reverse_factors(A, R_transposed):
     _reverse_factors(A, R_transposed, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
 
 
-@kernel
+@kernel(part=True)
 def _reverse_factors(A, R_transposed, frame, work):
     """`reverse_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
     n, k, _ = R_transposed.shape
@@ -174,7 +174,7 @@ def meet(C, states, ends):
     _meet(C, states, ends, np.zeros((2, k, wide)), np.zeros(wide))
 
 
-@kernel
+@kernel(part=True)
 def _meet(C, states, ends, work, zeros):
     """`meet`; work (2,k,columns) and zeros (columns,), all zeros."""
     C_inverse, A = work[0], work[1]
@@ -212,7 +212,7 @@ def window_norms(w, lag, s0, out):
     _window_norms(w, lag, s0, out, back, exponents, np.zeros((7, k, wide)), np.zeros(wide))
 
 
-@kernel
+@kernel(part=True)
 def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
     """`window_norms`; back (G,k,columns), exponents (G,) and work (7,k,columns), all zeros.
 
