@@ -151,7 +151,7 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     for run in range(len(soon)):
         size += soon[run][1]
     wanted = M >= _FETCHING and 0 < size * itemsize <= _MOST_SOON
-    ahead = shifted(W, 0, 0)
+    ahead = nowhere = shifted(W, 0, 0)
     j = n = until = begun = run = 0
     while j < N:
         w = shifted(W, j * K, panel * K)
@@ -164,12 +164,10 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
             j += _WIDE3 * panel
         else:
             if not wanted:
-                ahead = shifted(w, 0, 0)
-            if not wanted and WEIGHTS_AHEAD:
                 # The next panel is on its way while the tiles read this one, a part of it by each:
                 # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
                 # less.
-                ahead = shifted(w, panel * K, panel // count)
+                ahead = shifted(w, panel * K, panel // count) if WEIGHTS_AHEAD else nowhere
             r = done = 0
             while done < count:
                 while wanted and n == until and run < len(soon):

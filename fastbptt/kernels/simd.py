@@ -216,7 +216,7 @@ def kept(typingctx, constants):
         return value
 
     def codegen(context, builder, sig, args):
-        return hide(builder, args[0]) if _X86 and REGISTERS == 16 else args[0]
+        return hide(builder, args[0]) if REGISTERS == 16 else args[0]
 
     return constants(constants), codegen
 
