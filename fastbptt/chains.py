@@ -234,7 +234,7 @@ class CompiledChain(Chain):
 
     def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
         """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
-        after, a = pieces(self.dtype, now.shape, (len(now), wide))
+        after, a = pieces(self.dtype, (now.shape, (len(now), wide)))
         return after, a
 
     def _run(

@@ -32,24 +32,28 @@ class CheckpointedTrace:
         x: np.ndarray,
         lengths: np.ndarray | None,
         reset: np.ndarray | None,
-        state: tuple[np.ndarray, ...],
+        state: tuple[np.ndarray, ...] | None,
         layout: Layout,
         steps: int,
     ) -> None:
-        """Run forward over x (T,B,I) from state (L,B,H) each, in segments of `steps`."""
+        """Run forward over x (T,B,I) from state (L,B,H) each, zeros if None, in segments of
+        `steps`."""
         self._weights, self._x, self._layout = weights, x, layout
         self._lengths, self._reset = lengths, reset
         T, B, _ = x.shape
-        self._shape = layout.state_shape(len(weights.layers), B, weights.hidden_size)
+        whole = len(weights.layers), B, weights.hidden_size
+        self._shape = layout.state_shape(*whole)
         self._spans = [(t0, min(t0 + steps, T)) for t0 in range(0, max(T, 1), steps)]
         self._begin = []  # the state that each segment begins with
         for span in self._spans:
             self._begin.append(state)
             self.state = self._segment(span, state, keep=False).state
             parts = self.state if weights.design.has_c else (self.state,)
-            state = tuple(np.reshape(part, state[0].shape) for part in parts)
+            state = tuple(np.reshape(part, whole) for part in parts)
 
-    def _segment(self, span: tuple[int, int], state: tuple[np.ndarray, ...], keep: bool) -> Trace:
+    def _segment(
+        self, span: tuple[int, int], state: tuple[np.ndarray, ...] | None, keep: bool
+    ) -> Trace:
         (t0, t1), B = span, self._x.shape[1]
         lengths, reset = self._lengths, self._reset
         if lengths is not None:

@@ -99,6 +99,8 @@ def memory(needed: int, what: str) -> None:
 
 def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     """A float array of the dtype wanted: nothing is converted, so that nothing is lost unsaid."""
+    if type(value) is np.ndarray and value.dtype == expected:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask; fill it first")
     try:
@@ -161,10 +163,10 @@ def shaped(
 
 def states(
     value: Any, name: str, pair: bool, expected: np.dtype, shape: tuple[int, ...]
-) -> tuple[np.ndarray, ...]:
-    """A state of one shape, or a pair (h, c) of them; zeros for None."""
+) -> tuple[np.ndarray, ...] | None:
+    """A state of one shape, or a pair (h, c) of them, as a tuple; None for None."""
     if value is None:
-        return (np.zeros(shape, expected),) * (1 + pair)
+        return None
     if not pair:
         return (shaped(value, name, expected, shape),)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -202,17 +204,14 @@ def mask(value: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 def sequence(x: Any, name: str, expected: np.dtype, features: int, batch_first: bool) -> np.ndarray:
     """An input (T,B,I), (B,T,I) if `batch_first`, or (T,I) unbatched."""
     result = array(x, name, expected)
+    ranked = result.ndim in (2, 3)
+    if ranked and result.shape[-1] == features:
+        return result
     wanted = f"(B, T, {features})" if batch_first else f"(T, B, {features})"
-    if result.ndim not in (2, 3):
-        raise ValueError(
-            f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}"
-        )
-    if result.shape[-1] != features:
-        raise ValueError(
-            f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}; "
-            f"is input_size {result.shape[-1]}?"
-        )
-    return result
+    hint = f"; is input_size {result.shape[-1]}?" if ranked else ""
+    raise ValueError(
+        f"{name}: expected {wanted} or unbatched (T, {features}), got {result.shape}{hint}"
+    )
 
 
 def parameters(
@@ -224,11 +223,15 @@ def parameters(
     """
     if not isinstance(mapping, Mapping):
         raise TypeError(f"state_dict: expected a mapping, got {type(mapping).__name__}")
-    faults = [f"{name} is missing" for name in shapes if name not in mapping]
-    faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
+    faults = []
+    if mapping.keys() != shapes.keys():
+        faults = [f"{name} is missing" for name in shapes if name not in mapping]
+        faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
     arrays: dict[str, np.ndarray] = {}
     mistyped = []
-    for name in [name for name in shapes if name in mapping]:
+    for name in shapes:
+        if name not in mapping:
+            continue
         try:
             value = arrays[name] = array(mapping[name], name, expected)
         except TypeError as error:

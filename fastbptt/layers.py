@@ -9,19 +9,12 @@ import numpy as np
 from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.memory import aligned, pieces
-from .kernels.panels import (
-    BLOCK,
-    GRADIENT_ROWS,
-    TURNED,
-    gradient_scratch,
-    padded,
-)
-from .kernels.simd import VECTORS, lanes
+from .kernels.panels import BLOCK, GRADIENT_ROWS, TURNED, gradient_scratch
 from .kernels.sweeps import CHUNK_ROWS, Sums, backward, descend, forward, weight_gradients
 from .kernels.team import ALONE, Team, board
 from .sequences import Sequences
 from .threads import available, share, side_by_side, slices, together
-from .weights import Layer
+from .weights import Layer, Sizes
 
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
@@ -59,7 +52,7 @@ def _side_by_side(
         rows(0, sequences.N)(ALONE)
         return
     members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
-    one_block = padded(layer.hidden_size, layer.dtype) <= BLOCK * lanes(layer.dtype)
+    one_block = layer.sizes.Hp <= BLOCK * layer.sizes.lanes
     if members <= sequences.N or one_block:
         share(lambda b0, b1: rows(b0, b1)(ALONE), sequences.lengths, cost)
     elif sequences.N:
@@ -72,25 +65,59 @@ class LayerGradients(NamedTuple):
 
     parameters: tuple[np.ndarray, ...]  # of w_ih, w_hh, bias_ih, bias_hh
     x: np.ndarray  # (S,Ip), no rows if not wanted
-    state: tuple[np.ndarray, ...]  # (B,H) each
-    steps: tuple[np.ndarray, ...]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
+    state: list[np.ndarray]  # (B,H) each
+    steps: list[np.ndarray]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
+
+
+class _Plan(NamedTuple):
+    """How a backward pass over so many rows goes about."""
+
+    ahead: int  # steps before the weight gradients, or before Python has a turn
+    # of each thread, (4,2): `Sums.share`
+    shares: list[np.ndarray]
+    # of the work memory: dh, dc, da of the chunks, and of each thread what else `Sums` holds
+    shapes: tuple[tuple[int, ...], ...]
 
 
 @lru_cache
-def _whole(*heights: int) -> np.ndarray:
-    """`Sums.share` of a thread that does all of three products of so many rows."""
-    return np.array([*((0, height) for height in heights), (0, 1)])
+def _plan(
+    sizes: Sizes,
+    dtype: np.dtype,
+    parts: int,
+    N: int,
+    T: int,
+    steps: int,
+    dense: bool,
+    threads: int,
+) -> _Plan:
+    """The `_Plan` for N sequences of up to T steps in chunks of `steps`."""
+    (rows_ih, I), (rows_hh, H), bias = sizes.gradients
+    gated = sizes.gated
+    if threads == 1:
+        shares = [np.array([(0, rows_hh - gated), (0, rows_ih), (0, gated), (0, 1)])]
+        ahead, held = _CHUNKS_A_CALL, 1
+    else:
+        shares = _shares([(rows_hh - gated, H), (rows_ih, I), (gated, H)], threads)
+        ahead = held = _CHUNKS_AHEAD * len(shares)
+    state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
+    return _Plan(
+        ahead * steps,
+        shares,
+        (
+            state,
+            state if parts == 2 else (0, sizes.Hp),
+            (min(held * steps, T) * N, sizes.wide),
+            *(before, gradient_scratch(dtype), bias) * len(shares),
+        ),
+    )
 
 
-def _shares(heights: list[tuple[int, int]], cost: float) -> list[np.ndarray]:
-    """`Sums.share` of each thread, for three products of (rows, columns).
-
-    `cost` is the multiply-adds behind them.
-    """
+def _shares(heights: list[tuple[int, int]], threads: int) -> list[np.ndarray]:
+    """`Sums.share` of each thread, for three products of (rows, columns)."""
     counts = [-(-height // TURNED) for height, _ in heights]
     weights = [K for (_, K), count in zip(heights, counts, strict=True) for _ in range(count)]
     shares = []
-    for first, last in slices(weights, cost):
+    for first, last in slices(weights, threads):
         share, origin = np.zeros((4, 2), np.int64), 0
         for n, count in enumerate(counts):
             own = [min(max(i - origin, 0), count) * TURNED for i in (first, last)]
@@ -101,6 +128,12 @@ def _shares(heights: list[tuple[int, int]], cost: float) -> list[np.ndarray]:
     return shares
 
 
+@lru_cache
+def _none(width: int, dtype: np.dtype) -> np.ndarray:
+    """No rows."""
+    return np.empty((0, width), dtype)
+
+
 class LayerPass:
     """A forward pass over x (S,I..), whose rows lie as `sequences` says.
 
@@ -109,8 +142,6 @@ class LayerPass:
     h : ndarray (N+S,Hp)
         All states; `c` likewise if `keep`.
     x : ndarray (S,I..)
-    state : tuple of ndarray (B,H)
-        The last of each sequence.
     """
 
     def __init__(
@@ -118,37 +149,36 @@ class LayerPass:
         layer: Layer,
         x: np.ndarray,
         sequences: Sequences,
-        state: tuple[np.ndarray, ...],
+        state: tuple[np.ndarray | None, ...],
         keep: bool,
     ) -> None:
-        design, dtype, H = layer.design, layer.dtype, layer.hidden_size
-        N, S, T = sequences.N, sequences.S, sequences.longest
-        Hp = padded(H, dtype)
-        width = design.slots.width * Hp
+        """From state (B,H) each, None for zeros."""
+        design, dtype, sizes = layer.design, layer.dtype, layer.sizes
+        N, S, T, Hp = sequences.N, sequences.S, sequences.longest, sizes.Hp
         kept = keep and bool(design.kept)
-        h = aligned((N + S, Hp), dtype)
-        h[:N] = sequences.begin(state[0], Hp)
-        c = aligned(((N + S if kept else 2 * N) if design.has_c else 0, Hp), dtype)
+        h, c, a = aligned((N + S, Hp), dtype), _none(Hp, dtype), _none(sizes.wide, dtype)
+        sequences.begin(state[0], h[:N])
         if design.has_c:
-            c[:N] = sequences.begin(state[1], Hp)
-        a = aligned((S if kept else 0, width), dtype)
+            c = aligned((N + S if kept else 2 * N, Hp), dtype)
+            sequences.begin(state[1], c[:N])
+        if kept:
+            a = aligned((S, sizes.wide), dtype)
         x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
 
-        steps = _CHUNKS_A_CALL * _chunk_steps(N, width, dtype)
+        self._steps = _chunk_steps(N, sizes.wide, dtype)
+        steps = _CHUNKS_A_CALL * self._steps
         for t0 in range(0, T, steps):
             t1 = min(t0 + steps, T)
 
             def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
-                own = a if kept else aligned((max(1, CHUNK_ROWS // (b1 - b0)) * N, width), dtype)
+                some = max(1, CHUNK_ROWS // (b1 - b0)) * N
+                own = a if kept else aligned((some, sizes.wide), dtype)
                 memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
-                return lambda team: forward(cell, x, memory, starts, lanes(dtype), span, team)
+                return lambda team: forward(cell, x, memory, starts, sizes.lanes, span, team)
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
-        self.state: tuple[np.ndarray, ...] = (sequences.end(h, H),)
-        if design.has_c:
-            self.state += (sequences.end(c, H, halves=not kept),)
 
     @staticmethod
     def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
@@ -157,77 +187,70 @@ class LayerPass:
         H = layer.hidden_size
         return n * len(layer.design.gates) * H * (layer.input_size + H)
 
+    def end(self) -> list[np.ndarray]:
+        """The last state of each sequence, (B,H) each; copies."""
+        H = self.layer.hidden_size
+        state = [self.sequences.end(self.h, H)]
+        if self.layer.design.has_c:
+            state.append(self.sequences.end(self.c, H, halves=not self._kept))
+        return state
+
     def backward(
         self,
         dy: np.ndarray,
-        d_state: tuple[np.ndarray, ...],
+        d_state: tuple[np.ndarray | None, ...],
         input_gradient: bool,
         per_step: bool,
     ) -> LayerGradients:
-        """BPTT: from dy (S,Hp), zeros in its padding, and d_state (B,H) each."""
-        layer, sequences = self.layer, self.sequences
-        design, dtype, slots = layer.design, layer.dtype, layer.design.slots
-        H, I = layer.hidden_size, layer.input_size
-        N, S, starts = sequences.N, sequences.S, sequences.starts
-        Hp = self.h.shape[1]
-        wide, panel = slots.width * Hp, VECTORS * lanes(dtype)
-        steps, longest = _chunk_steps(N, wide, dtype), sequences.longest
+        """BPTT: from dy (S,Hp), zeros in its padding, and d_state (B,H) each, None for
+        zeros."""
+        layer, sequences, steps = self.layer, self.sequences, self._steps
+        sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
+        N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
         # no later chunk has more rows
-        cost = self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, longest))
-        alone = available(cost) == 1
-        gated = (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0
-        rows_ih, rows_hh = slots.x * Hp, (slots.last - slots.first) * Hp
-        if alone:
-            shares, ahead, held = [_whole(rows_hh - gated, rows_ih, gated)], _CHUNKS_A_CALL, 1
-        else:
-            shares = _shares([(rows_hh - gated, H), (rows_ih, I), (gated, H)], cost)
-            ahead = held = _CHUNKS_AHEAD * len(shares)
-        ahead *= steps
-        before = 0 if sequences.dense else min(steps, longest) * N
-        work = (before, Hp), gradient_scratch(dtype), (slots.last * Hp,)
-        state = (N, Hp), (N if design.has_c else 0, Hp)
-        chunk_rows = min(held * steps, longest) * N
+        cost = self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, T))
+        threads = available(cost)
+        plan = _plan(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
         # all that goes when this layer is done: nothing that is returned may look at it
-        dh, dc, chunk, *scratch = pieces(dtype, *state, (chunk_rows, wide), *work * len(shares))
-        for part, given in zip((dh, dc), d_state, strict=False):
+        dh, dc, chunk, *scratch = pieces(dtype, plan.shapes)
+        for part, given in zip((dh, dc)[:parts], d_state, strict=False):
             sequences.ended(given, part)
         ends, last = sequences.last_steps()
         dh[ends] += dy[last]
-        dx = aligned((S if input_gradient else 0, padded(I, dtype)), dtype)
-        step_h = aligned((S if per_step else 0, Hp), dtype)
-        step_c = aligned((S if per_step and design.has_c else 0, Hp), dtype)
+        dx = aligned((S, sizes.Ip), dtype) if input_gradient else _none(sizes.Ip, dtype)
+        step_h = step_c = _none(sizes.Hp, dtype)
+        if per_step:
+            step_h = aligned((S, sizes.Hp), dtype)
+            step_c = aligned((S, sizes.Hp), dtype) if parts == 2 else step_c
         d = Adjoints(dh, dc, chunk, dx, step_h, step_c)
 
-        dw_ih = aligned((rows_ih, -(-I // panel) * panel), dtype)
-        dw_hh = aligned((rows_hh, -(-H // panel) * panel), dtype)
-        db = np.zeros(slots.last * Hp, dtype)
-        for total in (dw_ih, dw_hh):
-            total.fill(0)
+        w_ih, w_hh, db = pieces(dtype, sizes.gradients, zeros=True)
+        I, H = layer.input_size, layer.hidden_size
         sums = [
-            Sums(dw_ih, dw_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
-            for i, share in enumerate(shares)
+            Sums(w_ih, w_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
+            for i, share in enumerate(plan.shares)
         ]
         memory = Memory(self.h, self.c, self._a, self._kept)
-        cell, x, dy = layer.adjoint_cell, self.x, checks.read_only(dy)
-        for t1 in range(longest, 0, -ahead):
-            t0 = max(0, t1 - ahead)
-            if alone:
+        cell, x, dy, width = layer.adjoint_cell, self.x, checks.read_only(dy), sizes.lanes
+        for t1 in range(T, 0, -plan.ahead):
+            t0 = max(0, t1 - plan.ahead)
+            if threads == 1:
                 span = (t0, t1, 0, N)
-                descend(cell, dy, x, memory, d, sums[0], starts, lanes(dtype), span, steps, ALONE)
+                descend(cell, dy, x, memory, d, sums[0], starts, width, span, steps, ALONE)
                 continue
 
             def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
                 span = (t0, t1, b0, b1)
-                return lambda team: backward(cell, dy, memory, d, starts, lanes(dtype), span, team)
+                return lambda team: backward(cell, dy, memory, d, starts, width, span, team)
 
             _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
             add = partial(weight_gradients, cell, x, memory, chunk)
             side_by_side([partial(add, own, starts, (t0, t1), steps) for own in sums])
         return LayerGradients(
-            layer.parameter_gradients(dw_ih, dw_hh, db),
+            layer.parameter_gradients(w_ih, w_hh, db),
             dx,
-            tuple(sequences.begun(y, H) for y in ((dh, dc) if design.has_c else (dh,))),
-            (step_h, step_c) if design.has_c else (step_h,),
+            [sequences.begun(part, H) for part in (dh, dc)[:parts]],
+            [step_h, step_c][:parts],
         )
 
     def kept_states(self) -> tuple[np.ndarray, ...]:

@@ -286,9 +286,9 @@ class Network:
         layout = Layout(self.batch_first, unbatched=x.ndim == 2)
         return checks.read_only(layout.time_major(x)), layout
 
-    def initial_state(self, state: Any, B: int, layout: Layout) -> tuple[np.ndarray, ...]:
-        """The state, checked, as a tuple of (L·D,B,H); zeros for None."""
+    def initial_state(self, state: Any, B: int, layout: Layout) -> tuple[np.ndarray, ...] | None:
+        """The state, checked, as a tuple of (L·D,B,H); None for None, which stands for zeros."""
         H, layers = self.hidden_size, len(self.weights.layers)
         shape = layout.state_shape(layers, B, H)
         parts = checks.states(state, "state", self.weights.design.has_c, self.dtype, shape)
-        return tuple(part.reshape(layers, B, H) for part in parts)
+        return parts and tuple(part.reshape(layers, B, H) for part in parts)

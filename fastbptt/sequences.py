@@ -5,6 +5,8 @@ cuts a sequence into pieces that are sequences of their own, and the reverse dir
 from its end; so kernels know of neither.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -25,6 +27,8 @@ class Sequences:
     ----------
     N, S, longest : int
         Pieces, steps of them all, and steps of the longest.
+    dense : bool
+        Whether all lengths are T and nothing is reset.
     lengths : ndarray of int (N,)
         Steps of each piece, longest first.
     starts : ndarray of int (longest + 2,)
@@ -46,9 +50,6 @@ class Sequences:
             self.starts = np.arange(T + 2)
             if B != 1:
                 self.starts *= B
-            self.lengths = np.empty(B, np.int64)
-            self.lengths.fill(T)
-            self._row = self._begins = self._ends = np.arange(B)
             return
         until = np.full(B, T) if lengths is None else lengths
         row, start, length = _pieces(until, reset)
@@ -72,6 +73,11 @@ class Sequences:
             begins = begins & ~(reset[0, row] & (length > 0)) if not reverse else begins
         self._begins, self._ends = _piece_of(begins, row, B), _piece_of(ends, row, B)
 
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Of sequences that are all `dense`; a ragged batch sets them."""
+        return np.full(self.B, self.T)
+
     def gather(self, y: np.ndarray) -> np.ndarray:
         """y (T,B,F), of any strides, -> contiguous (S,F); a view where it can be."""
         F = y.shape[2]
@@ -90,14 +96,19 @@ class Sequences:
             t, b = np.divmod(self._flat, max(B, 1))
             out[t, b] = rows[:, :F]
 
-    def begin(self, state: np.ndarray, width: int) -> np.ndarray:
-        """state (B,H) -> (N,width): what each piece begins with, zeros in the padding."""
-        if self.dense and state.shape[1] == width:
-            return state
-        first = np.zeros((self.N, width), state.dtype)
-        known = self._begins >= 0
-        first[self._begins[known], : state.shape[1]] = state[known]
-        return first
+    def begin(self, state: np.ndarray | None, first: np.ndarray) -> None:
+        """first (N,width): what each piece begins with, <- state (B,H), zeros if None."""
+        if state is None:
+            first.fill(0)
+            return
+        H = state.shape[1]
+        if not self.dense or first.shape[1] > H:
+            first.fill(0)
+        if self.dense:
+            first[:, :H] = state
+        else:
+            known = self._begins >= 0
+            first[self._begins[known], :H] = state[known]
 
     def begun(self, first: np.ndarray, H: int) -> np.ndarray:
         """The adjoint of `begin`: (N,width) -> (B,H), a copy."""
@@ -108,22 +119,27 @@ class Sequences:
         return state
 
     def end(self, states: np.ndarray, H: int, halves: bool = False) -> np.ndarray:
-        """states (N+S,.), (2N,.) if `halves`, -> (B,H): the last of each sequence."""
-        if self.dense and not halves:
-            return states[self.S :, :H]
+        """states (N+S,.), (2N,.) if `halves`, -> (B,H): a copy of the last of each sequence."""
+        if self.dense:
+            first = self.T % 2 * self.N if halves else self.S
+            return states[first : first + self.N, :H].copy()
         steps = self.lengths[self._ends]
         return states[(steps % 2 * self.N if halves else self.starts[steps]) + self._ends, :H]
 
-    def ended(self, state: np.ndarray, last: np.ndarray) -> None:
+    def ended(self, state: np.ndarray | None, last: np.ndarray) -> None:
         """The adjoint of `end`: last (N,width), of the last state of each piece, <- state (B,H)."""
-        if self.dense and state.shape[1] == last.shape[1]:
-            last[:] = state
+        if state is None:
+            last.fill(0)
             return
-        last[:] = 0
-        last[self._ends, : state.shape[1]] = state
+        H = state.shape[1]
+        if not self.dense or last.shape[1] > H:
+            last.fill(0)
+        last[slice(None) if self.dense else self._ends, :H] = state
 
     def piece(self, b: int) -> int:
         """The one piece of sequence b; ValueError if a reset cuts it into several."""
+        if self.dense:
+            return b
         own = np.flatnonzero(self._row == b)
         if own.size > 1:
             raise ValueError(

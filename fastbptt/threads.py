@@ -167,17 +167,14 @@ def available(cost: float) -> int:
     A thread that is not the main one may be a worker of Dask or joblib, whose other workers have
     the other cores: it has no other threads.
     """
-    main = threading.current_thread() is threading.main_thread()
+    main = threading.get_ident() == threading.main_thread().ident
     return get_num_threads() if cost >= _WORTH_SHARING and main else 1
 
 
-def slices(weights: Sequence[float] | np.ndarray, cost: float) -> list[tuple[int, int]]:
-    """Slices [first, last) of range(len(weights)), one for each thread, of about the same sum.
-
-    `cost` is the multiply-adds of all the work.
-    """
+def slices(weights: Sequence[float] | np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Slices [first, last) of range(len(weights)), `count` if there are as many, of like sums."""
     size = len(weights)
-    count = min(available(cost), size)
+    count = min(count, size)
     if count <= 1:
         return [(0, size)] if size else []
     total = np.cumsum(weights)
@@ -187,8 +184,8 @@ def slices(weights: Sequence[float] | np.ndarray, cost: float) -> list[tuple[int
 
 
 def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
-    """Call work(first, last) for the `slices`, side by side."""
-    side_by_side([functools.partial(work, *own) for own in slices(weights, cost)])
+    """Call work(first, last) for the `slices`, side by side; `cost` multiply-adds in all."""
+    side_by_side([functools.partial(work, *own) for own in slices(weights, available(cost))])
 
 
 def together(work: Callable[[bool], None], count: int) -> None:

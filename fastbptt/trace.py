@@ -1,12 +1,12 @@
 """A forward pass through all layers, and back-propagation through time over it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import checks
 from .kernels.memory import aligned
-from .kernels.panels import padded
 from .layers import LayerGradients, LayerPass
 from .sequences import Sequences
 from .trace_chain import TraceChain
@@ -42,9 +42,14 @@ class Layout(NamedTuple):
         return (layers, H) if self.unbatched else (layers, B, H)
 
 
+def _of(state: tuple[np.ndarray, ...] | None, n: int) -> tuple[np.ndarray | None, ...]:
+    """The parts (B,H) of one layer and direction of a state (L·D,B,H) each; None for zeros."""
+    return (None, None) if state is None else tuple([part[n] for part in state])
+
+
 def _stacked(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """A copy of the parts (B,H), one for each layer and direction, as one state."""
-    return (parts[0].copy() if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
+    """The parts (B,H), one for each layer and direction, as one state."""
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
 
 
 class Gradients(NamedTuple):
@@ -75,13 +80,16 @@ class Trace:
         weights: Weights,
         x: np.ndarray,
         sequences: list[Sequences],
-        state: tuple[np.ndarray, ...],
+        state: tuple[np.ndarray, ...] | None,
         layout: Layout,
         keep: bool = True,
     ) -> None:
-        """Run forward over x (T,B,I) from state (L·D,B,H) each; `sequences` of each direction."""
+        """Run forward over x (T,B,I) from state (L·D,B,H) each, zeros if None.
+
+        `sequences` are those of each direction.
+        """
         T, B, _ = x.shape
-        D, H = len(sequences), weights.hidden_size
+        D = len(sequences)
         self._weights, self._layout, self._T, self._B = weights, layout, T, B
         self._sequences = sequences
         self._passes: list[LayerPass] = []
@@ -93,15 +101,23 @@ class Trace:
                 # a layer alone reads the rows of the one below where they lie
                 below = D == 1 and first > 0
                 rows = self._passes[n - 1].h[one.N :] if below else one.gather(y)
-                begin = tuple(part[n] for part in state)
+                begin = _of(state, n)
                 passes.append(LayerPass(weights.layers[n], rows, one, begin, keep))
             if D > 1 or first + D == len(weights.layers):
                 y = self._side_by_side(passes)
             self._passes += passes
         self.output = checks.read_only(layout.as_given(y))
-        shape = layout.state_shape(len(self._passes), B, H)
-        parts = [_stacked([one.state[i] for one in self._passes], shape) for i in range(len(state))]
-        self.state = parts[0] if len(parts) == 1 else tuple(parts)
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """See the class."""
+        return self._state([one.end() for one in self._passes])
+
+    def _state(self, ends: list[list[np.ndarray]]) -> Any:
+        """A state from its parts (B,H) of each layer and direction: an array or a tuple of two."""
+        shape = self._layout.state_shape(len(ends), self._B, self._weights.hidden_size)
+        parts = [_stacked([end[i] for end in ends], shape) for i in range(len(ends[0]))]
+        return parts[0] if len(parts) == 1 else tuple(parts)
 
     def _side_by_side(self, passes: list[LayerPass]) -> np.ndarray:
         """The outputs of the directions of one layer, (T,B,D·H); a view of h where it can be."""
@@ -169,7 +185,8 @@ class Trace:
         layers = len(self._passes)
         shape = layout.state_shape(layers, B, H)
         d_states = checks.states(d_state, "d_state", weights.design.has_c, dtype, shape)
-        d_states = tuple(part.reshape(layers, B, H) for part in d_states)
+        if d_states is not None:
+            d_states = tuple(part.reshape(layers, B, H) for part in d_states)
         if d_output is None:
             # not broadcast: a copy of it on fresh pages would take a tenth of a train step
             dy = aligned((T, B, D * H), dtype)
@@ -188,7 +205,7 @@ class Trace:
             below = [
                 one.backward(
                     rows[direction],
-                    tuple(part[first + direction] for part in d_states),
+                    _of(d_states, first + direction),
                     input_gradient or first > 0,
                     per_step,
                 )
@@ -197,13 +214,10 @@ class Trace:
             gradients = below + gradients
             if D > 1 or first == 0:
                 dy = self._d_input(passes, below) if input_gradient or first > 0 else dy
-        d_begin = [
-            _stacked([one.state[i] for one in gradients], shape) for i in range(len(d_states))
-        ]
         return Gradients(
             self._named(gradients),
             np.ascontiguousarray(layout.as_given(dy)) if input_gradient else None,
-            tuple(d_begin) if weights.design.has_c else d_begin[0],
+            self._state([one.state for one in gradients]),
             self._by_step([dict(zip("hc", one.steps, strict=False)) for one in gradients])
             if per_step
             else None,
@@ -221,10 +235,10 @@ class Trace:
 
     def _d_input(self, passes: list[LayerPass], gradients: list[LayerGradients]) -> np.ndarray:
         """The gradient of what all directions of a layer read, (T,B,I)."""
-        I, T, B = passes[0].layer.input_size, self._T, self._B
-        one = passes[0].sequences
+        layer, one, T, B = passes[0].layer, passes[0].sequences, self._T, self._B
+        I = layer.input_size
         if len(passes) == 1 and one.dense:
-            return gradients[0].x.reshape(T, B, padded(I, self._weights.dtype))[:, :, :I]
+            return gradients[0].x.reshape(T, B, layer.sizes.Ip)[:, :, :I]
         total = np.zeros((T, B, I), self._weights.dtype)
         for one_pass, gradient in zip(passes, gradients, strict=True):
             part = np.zeros_like(total)

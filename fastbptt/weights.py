@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,39 @@ from .kernels.cells import Design
 from .kernels.memory import aligned, pieces
 from .kernels.packing import add_biases, order, pack, pack_transposed
 from .kernels.panels import padded
-from .kernels.simd import lanes
+from .kernels.simd import VECTORS, lanes
+
+
+class Sizes(NamedTuple):
+    """What cell, dtype, I and H decide, found once: in a call of few steps that took a tenth."""
+
+    lanes: int  # elements of a register
+    Ip: int
+    Hp: int
+    wide: int  # elements of a row of `a` and da: Hp for each slot
+    cell: tuple[tuple[int], ...]  # the shapes of what `Layer.cell` packs,
+    adjoint: tuple[tuple[int], ...]  # of what `Layer.adjoint_cell` does,
+    gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, a row for each of a slot
+    gated: int  # rows of dw_hh, the last ones, that the gated state gives to
+
+
+@functools.lru_cache
+def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
+    """The `Sizes` of a layer."""
+    slots, x, h = design.slots, len(design.x_gates), len(design.h_gates)
+    Ip, Hp, panel = padded(I, dtype), padded(H, dtype), VECTORS * lanes(dtype)
+    bias = slots.last * Hp
+    whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
+    return Sizes(
+        lanes(dtype),
+        Ip,
+        Hp,
+        slots.width * Hp,
+        ((x * Hp * I,), (h * Hp * H,), (bias,)),
+        ((x * Hp * Ip,), (h * Hp * Hp,), (max(bias, Ip),)),
+        ((x * Hp, whole_I), (h * Hp, whole_H), (bias,)),
+        (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0,
+    )
 
 
 class Layer:
@@ -36,15 +68,14 @@ class Layer:
     ) -> None:
         self.design, self.make = design, make
         self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
+        self.sizes = sizes(design, self.dtype, self.input_size, self.hidden_size)
         self._w_ih, self.w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
 
     @functools.cached_property
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use."""
-        dtype, slots, H = self.dtype, self.design.slots, self.hidden_size
-        Hp, width, how = padded(H, dtype), lanes(dtype), order(self.design)
-        shapes = (len(how.x) * Hp * self.input_size,), (len(how.h) * Hp * H,), (slots.last * Hp,)
-        w_ih, w_hh, bias = pieces(dtype, *shapes)
+        H, width, how = self.hidden_size, self.sizes.lanes, order(self.design)
+        w_ih, w_hh, bias = pieces(self.dtype, self.sizes.cell)
         pack(self._w_ih, how.x, how.whole, H, width, w_ih)
         pack(self.w_hh, how.h, how.forward, H, width, w_hh)
         bias.fill(0)
@@ -55,11 +86,8 @@ class Layer:
     @functools.cached_property
     def adjoint_cell(self) -> Any:
         """What a backward step reads: W' for each product, zeros for the bias."""
-        dtype, slots, H = self.dtype, self.design.slots, self.hidden_size
-        Hp, Ip = padded(H, dtype), padded(self.input_size, dtype)
-        width, how = lanes(dtype), order(self.design)
-        shapes = (len(how.x) * Hp * Ip,), (len(how.h) * Hp * Hp,), (max(slots.last * Hp, Ip),)
-        w_ih, w_hh, zeros = pieces(dtype, *shapes)
+        H, width, how = self.hidden_size, self.sizes.lanes, order(self.design)
+        w_ih, w_hh, zeros = pieces(self.dtype, self.sizes.adjoint)
         pack_transposed(self._w_ih, how.x, how.whole, H, width, w_ih)
         pack_transposed(self.w_hh, how.h, how.adjoint, H, width, w_hh)
         zeros.fill(0)
@@ -69,8 +97,7 @@ class Layer:
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
-        design, H = self.design, self.hidden_size
-        Hp = padded(H, self.dtype)
+        design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
 
         def in_order(y: np.ndarray, letters: str) -> np.ndarray:
             if letters == design.gates and Hp == H:
@@ -86,6 +113,12 @@ class Layer:
         )
 
 
+@functools.lru_cache
+def _suffixes(names: tuple[str, ...]) -> list[str]:
+    """What the names of each layer and direction end with."""
+    return [name[len("weight_hh") :] for name in names if name.startswith("weight_hh")]
+
+
 class Weights:
     """All parameters of a net under PyTorch's names, and its layers.
 
@@ -96,25 +129,21 @@ class Weights:
     def __init__(
         self, arrays: Mapping[str, np.ndarray], design: Design, make: Callable[..., Any]
     ) -> None:
-        self.arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
-        for value in self.arrays.values():
+        self.arrays = own = {name: value.copy() for name, value in arrays.items()}
+        for value in own.values():
             value.setflags(write=False)
         self.design = design
-        self.suffixes = [
-            name[len("weight_hh") :] for name in arrays if name.startswith("weight_hh")
-        ]
         self.layers = [
             Layer(
                 design,
                 make,
-                self.arrays[f"weight_ih{suffix}"],
-                self.arrays[f"weight_hh{suffix}"],
-                self.arrays.get(f"bias_ih{suffix}"),
-                self.arrays.get(f"bias_hh{suffix}"),
+                own["weight_ih" + suffix],
+                own["weight_hh" + suffix],
+                own.get("bias_ih" + suffix),
+                own.get("bias_hh" + suffix),
             )
-            for suffix in self.suffixes
+            for suffix in _suffixes(tuple(own))
         ]
-        self.directions = 1 + any(suffix.endswith("_reverse") for suffix in self.suffixes)
         self.dtype = self.layers[0].dtype
         self.hidden_size = self.layers[0].hidden_size
 

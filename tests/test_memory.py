@@ -80,8 +80,8 @@ def test_no_more_is_kept_than_is_said(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
-    shapes = [(3, 5), (0, 7), SHAPE, (1,)]
-    arrays = memory.pieces(dtype, *shapes)
+    shapes = ((3, 5), (0, 7), SHAPE, (1,))
+    arrays = memory.pieces(dtype, shapes)
     assert [(one.shape, one.dtype) for one in arrays] == [(shape, dtype) for shape in shapes]
     assert all(one.ctypes.data % 64 == 0 for one in arrays if one.size)
     for i, one in enumerate(arrays):
@@ -90,13 +90,13 @@ def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     last = arrays.pop()
     del arrays, one
     gc.collect()
-    for other in memory.pieces(dtype, *shapes):
+    for other in memory.pieces(dtype, shapes):
         other.fill(9)
     assert last[0] == 3
     address = last.ctypes.data
     del last, other
     gc.collect()
-    again = [memory.pieces(dtype, *shapes)[-1] for _ in range(2)]
+    again = [memory.pieces(dtype, shapes)[-1] for _ in range(2)]
     assert address in [one.ctypes.data for one in again]
 
 

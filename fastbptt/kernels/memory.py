@@ -4,6 +4,7 @@ What the allocator gives back to the system comes again page by page, each fille
 B = 1, H = 64 that was a third of a train step.
 """
 
+import functools
 import math
 import weakref
 from ctypes import addressof, c_char
@@ -73,35 +74,47 @@ def _found(size: int) -> tuple[_Memory, int]:
     return memory, _start(memory)
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array that begins on a cache line: a register across two costs double."""
-    dtype = np.dtype(dtype)
-    wanted = math.prod(shape) * dtype.itemsize
-    if wanted == 0:
-        return np.empty(shape, dtype)
+def _room(wanted: int) -> tuple[np.ndarray, int]:
+    """Memory for arrays, and where in it a cache line begins from which on there is so much."""
     if wanted < _LEAST_KEPT:
         small = np.empty(wanted + _LINE, _BYTE)
-        return np.ndarray(shape, dtype, small, _start(small))
+        return small, _start(small)
     grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
     memory, start = _found(-(-wanted // grain) * grain + _LINE)
-    array = np.ndarray(shape, dtype, memory, start)
+    array = np.ndarray(wanted, _BYTE, memory, start)
     owner = _Owner(array, _give_back)
     owner.memory, owner.start = memory, start
     _used[id(owner)] = owner
-    return array
+    return array, 0
 
 
-def pieces(dtype: Any, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that begins on a cache line: a register across two costs double."""
+    dtype = np.dtype(dtype)
+    return np.ndarray(shape, dtype, *_room(math.prod(shape) * dtype.itemsize))
+
+
+@functools.lru_cache
+def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[int], int]:
+    """Where each of `pieces` begins, and where the last one ends, in bytes."""
+    starts, end = [], 0
+    for shape in shapes:
+        starts.append(end)
+        end += -(-math.prod(shape) * itemsize // _LINE) * _LINE
+    return starts, end
+
+
+def pieces(dtype: Any, shapes: tuple[tuple[int, ...], ...], zeros: bool = False) -> list[Any]:
     """Arrays as `aligned` makes them, in one allocation: that is most of what a short call takes.
 
     None is given back before all are.
     """
     dtype = np.dtype(dtype)
-    starts, end = [], 0
-    for shape in shapes:
-        starts.append(end)
-        end += -(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE
-    memory = aligned((end,), _BYTE)
+    starts, end = _places(dtype.itemsize, shapes)
+    memory, begin = _room(end)
+    if zeros:
+        memory.fill(0)
     return [
-        np.ndarray(shape, dtype, memory, start) for shape, start in zip(shapes, starts, strict=True)
+        np.ndarray(shape, dtype, memory, begin + start)
+        for shape, start in zip(shapes, starts, strict=True)
     ]

@@ -124,10 +124,10 @@ class JacobianStream:
         net, k, H, dtype = self.net, self.probes, self.net.hidden_size, self.net.dtype
         panel = aligned((2, B, 1 + k, self._blocks * padded(H, dtype)), dtype)
         panel[:] = 0
-        parts = net.initial_state(state, B, layout)
         apart = panel.reshape(2, B, 1 + k, self._blocks, padded(H, dtype))
         blocks = apart[0, :, :, :, :H]  # (B,1+k,L·parts,H)
-        blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
+        if (parts := net.initial_state(state, B, layout)) is not None:
+            blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
         blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
         self._layout = layout
         self._carried = kernels.Stream(
