@@ -144,9 +144,10 @@ def read_only(y: np.ndarray) -> np.ndarray:
     Inputs reach the kernels as such, all of them: Numba would compile a kernel once for arrays that
     may be written and once more for those that may not.
     """
-    view = y.view()
-    view.setflags(write=False)
-    return view
+    if y.flags.writeable:
+        y = y.view()
+        y.flags.writeable = False
+    return y
 
 
 def shaped(

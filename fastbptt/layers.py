@@ -215,8 +215,7 @@ class LayerPass:
         dh, dc, chunk, *scratch = pieces(dtype, plan.shapes)
         for part, given in zip((dh, dc)[:parts], d_state, strict=False):
             sequences.ended(given, part)
-        ends, last = sequences.last_steps()
-        dh[ends] += dy[last]
+        sequences.add_last(dy, dh)
         dx = aligned((S, sizes.Ip), dtype) if input_gradient else _none(sizes.Ip, dtype)
         step_h = step_c = _none(sizes.Hp, dtype)
         if per_step:

@@ -11,6 +11,8 @@ from .kernels import activations
 from .kernels.cells import Design, gru, lstm, mgu, rnn
 from .network import Network
 
+_PLAIN = {name: functools.partial(rnn.RNN, act=tag) for name, tag in activations.TAGS.items()}
+
 
 class RNN(Network):
     """A plain recurrent net, h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh), as torch.nn.RNN.
@@ -62,7 +64,7 @@ class RNN(Network):
         )
 
     def _design(self) -> tuple[Design, Callable[..., Any]]:
-        return rnn.DESIGN, functools.partial(rnn.RNN, act=activations.TAGS[self.nonlinearity])
+        return rnn.DESIGN, _PLAIN[self.nonlinearity]
 
 
 class GRU(Network):

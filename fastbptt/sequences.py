@@ -9,6 +9,16 @@ import functools
 
 import numpy as np
 
+_SHORT = 1 << 12  # steps of sequences whose `starts` are kept for the next call
+
+
+def _starts(T: int, B: int) -> np.ndarray:
+    """Of B sequences of T steps."""
+    return np.arange(T + 2) * B
+
+
+_kept_starts = functools.lru_cache(maxsize=16)(_starts)
+
 
 class Sequences:
     """B sequences of up to T steps, read in one direction.
@@ -47,9 +57,7 @@ class Sequences:
         self.dense = lengths is None and reset is None
         if self.dense:
             self.N, self.longest, self.S = B, T, T * B
-            self.starts = np.arange(T + 2)
-            if B != 1:
-                self.starts *= B
+            self.starts = (_kept_starts if T <= _SHORT else _starts)(T, B)
             return
         until = np.full(B, T) if lengths is None else lengths
         row, start, length = _pieces(until, reset)
@@ -136,6 +144,14 @@ class Sequences:
             last.fill(0)
         last[slice(None) if self.dense else self._ends, :H] = state
 
+    def add_last(self, rows: np.ndarray, last: np.ndarray) -> None:
+        """last (N,width) += of rows (S,width) that of the last step of each piece."""
+        if not self.dense:
+            pieces = np.flatnonzero(self.lengths)
+            last[pieces] += rows[self.starts[self.lengths[pieces]] + pieces - self.N]
+        elif self.T:
+            last += rows[self.S - self.N :]
+
     def piece(self, b: int) -> int:
         """The one piece of sequence b; ValueError if a reset cuts it into several."""
         if self.dense:
@@ -147,13 +163,6 @@ class Sequences:
                 "its pieces one by one"
             )
         return int(own[0])
-
-    def last_steps(self) -> tuple[np.ndarray | slice, np.ndarray | slice]:
-        """The pieces that have steps, and the row of the last step of each."""
-        if self.dense:
-            return slice(0, self.N if self.T else 0), slice(max(0, self.S - self.N), self.S)
-        pieces = np.flatnonzero(self.lengths)
-        return pieces, self.starts[self.lengths[pieces]] + pieces - self.N
 
 
 def _pieces(

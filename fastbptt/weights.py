@@ -80,7 +80,7 @@ class Layer:
         pack(self.w_hh, how.h, how.forward, H, width, w_hh)
         bias.fill(0)
         if self._bias_ih is not None:
-            add_biases(self._bias_ih, self._bias_hh, how, H, width, bias)
+            add_biases(self._bias_ih, self._bias_hh, how.x, how.h, how.first, H, width, bias)
         return self.make(w_ih, w_hh, bias)
 
     @functools.cached_property

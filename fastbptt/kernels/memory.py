@@ -29,8 +29,9 @@ class _Memory(np.ndarray):
 class _Owner(weakref.ref):
     """Knows the memory that an array stands on; with the last view of the array that is idle."""
 
-    __slots__ = ("memory", "start")
+    __slots__ = ("memory", "size", "start")
     memory: _Memory
+    size: int  # of the memory, in bytes
     start: int  # of the first cache line, in bytes
 
 
@@ -41,10 +42,10 @@ _idle: dict[int, _Owner] = {}
 
 def _give_back(owner: _Owner) -> None:
     _used.pop(id(owner), None)
-    if owner.memory.nbytes > _MOST_IDLE:
+    if owner.size > _MOST_IDLE:
         return
     _idle[id(owner)] = owner
-    while sum([idle.memory.nbytes for idle in list(_idle.values())]) > _MOST_IDLE:
+    while sum([idle.size for idle in list(_idle.values())]) > _MOST_IDLE:
         for oldest in list(_idle)[:1]:
             _idle.pop(oldest, None)
 
@@ -68,7 +69,7 @@ def _start(memory: np.ndarray) -> int:
 def _found(size: int) -> tuple[_Memory, int]:
     """So many bytes, the idle ones last used if there are, and where their first line begins."""
     for key, owner in reversed(list(_idle.items())):
-        if owner.memory.nbytes == size and _idle.pop(key, None) is not None:
+        if owner.size == size and _idle.pop(key, None) is not None:
             return owner.memory, owner.start
     memory = _Memory(size, _BYTE)
     return memory, _start(memory)
@@ -80,10 +81,11 @@ def _room(wanted: int) -> tuple[np.ndarray, int]:
         small = np.empty(wanted + _LINE, _BYTE)
         return small, _start(small)
     grain = 1 << (wanted.bit_length() - 4)  # sizes that differ by less than a tenth share memory
-    memory, start = _found(-(-wanted // grain) * grain + _LINE)
+    size = -(-wanted // grain) * grain + _LINE
+    memory, start = _found(size)
     array = np.ndarray(wanted, _BYTE, memory, start)
     owner = _Owner(array, _give_back)
-    owner.memory, owner.start = memory, start
+    owner.memory, owner.size, owner.start = memory, size, start
     _used[id(owner)] = owner
     return array, 0
 

@@ -97,12 +97,15 @@ def pack_transposed(weights, gates, cuts, H, width, panels):
 
 
 @kernel
-def add_biases(bias_ih, bias_hh, order, H, width, bias):
-    """bias (slots·Hp,) += in each slot the biases (G·H,) of what is added up there."""
+def add_biases(bias_ih, bias_hh, x, h, first, H, width, bias):
+    """bias (slots·Hp,) += in each slot the biases (G·H,) of what is added up there.
+
+    x, h and first are those of an `Order`.
+    """
     Hp = (H + width - 1) // width * width
-    for slot in range(order.x.size):
+    for slot in range(x.size):
         for i in range(H):
-            bias[slot * Hp + i] += bias_ih[order.x[slot] * H + i]
-    for slot in range(order.h.size):
+            bias[slot * Hp + i] += bias_ih[x[slot] * H + i]
+    for slot in range(h.size):
         for i in range(H):
-            bias[(order.first + slot) * Hp + i] += bias_hh[order.h[slot] * H + i]
+            bias[(first + slot) * Hp + i] += bias_hh[h[slot] * H + i]
