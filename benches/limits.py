@@ -2,12 +2,11 @@
 
 import pathlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 import numpy as np
-from timing import fma_peak
+from timing import fma_peak, on_cores
 
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
@@ -71,7 +70,7 @@ def curve_rate(dtype: str, threads: int) -> float:
     """10^9 sigmoids or tanhs a second of our own code on data in L1, on so many threads at once."""
     elements = LEVELS["L1"] // 16
 
-    def one(_: int) -> float:
+    def one() -> float:
         values = np.linspace([-4, 0], [4, 0], elements, dtype=dtype, axis=1)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
@@ -81,15 +80,14 @@ def curve_rate(dtype: str, threads: int) -> float:
             seconds = time.perf_counter() - start
         return 5 * elements * times / seconds / 1e9
 
-    one(0)
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(one, range(threads)))
+    one()
+    return on_cores(one, threads)
 
 
 def bandwidth(size: int, threads: int) -> float:
     """GB/s of so many threads at once, each reading its own `size` bytes."""
 
-    def one(_: int) -> float:
+    def one() -> float:
         parts = np.ones((8, size // 32), np.float32)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
@@ -99,9 +97,8 @@ def bandwidth(size: int, threads: int) -> float:
             seconds = time.perf_counter() - start
         return times * size / seconds / 1e9
 
-    one(0)
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(one, range(threads)))
+    one()
+    return on_cores(one, threads)
 
 
 def sgemm(dtype: str) -> float:

@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -221,24 +221,38 @@ def _tiles(A, W, C, times):
         _tile(a, w, K, c, c, w)
 
 
+def on_cores(rate: Callable[[], float], threads: int) -> float:
+    """The sum of rate() of so many threads at once, each on a core of its own.
+
+    Left alone, some schedulers keep two on one core for longer than they take.
+    """
+
+    def alone(core: int) -> float:
+        if CORES:
+            os.sched_setaffinity(0, {core})
+        return rate()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(alone, CORES[:threads] or range(threads)))
+
+
 def fma_peak(dtype: str, threads: int) -> float:
     """GFLOP/s of the register tile on data in L1, on so many cores at once."""
     panel = VECTORS * lanes(dtype)
     K = _PEAK_BYTES // max(VECTORS * REGISTER_BYTES, ROWS * np.dtype(dtype).itemsize)
 
-    def one(seconds: float) -> float:
+    def one() -> float:
         A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
         A[:], W[:], C[:] = 0, 0, 0
         times, elapsed = 1, 0.0  # the first call may compile
-        while elapsed < seconds or times < 1000:
+        while elapsed < _PEAK_SECONDS or times < 1000:
             times *= 2
             start = time.perf_counter()
             _tiles(A, W.reshape(-1), C, times)
             elapsed = time.perf_counter() - start
         return times * 2 * ROWS * K * panel / elapsed / 1e9
 
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(one, [_PEAK_SECONDS] * threads))
+    return on_cores(one, threads)
 
 
 def compare(

@@ -72,11 +72,9 @@ class LayerGradients(NamedTuple):
 class _Plan(NamedTuple):
     """How a backward pass over so many rows goes about."""
 
-    ahead: int  # steps before the weight gradients, or before Python has a turn
-    # of each thread, (4,2): `Sums.share`
-    shares: list[np.ndarray]
-    # of the work memory: dh, dc, da of the chunks, and of each thread what else `Sums` holds
-    shapes: tuple[tuple[int, ...], ...]
+    ahead: int  # steps between two turns of Python
+    shares: list[np.ndarray]  # `Sums.share` of each thread
+    shapes: tuple[tuple[int, ...], ...]  # of dh, dc and da, then what each thread's `Sums` scratch
 
 
 @lru_cache
@@ -90,7 +88,7 @@ def _plan(
     dense: bool,
     threads: int,
 ) -> _Plan:
-    """The `_Plan` for N sequences of up to T steps in chunks of `steps`."""
+    """The `_Plan` for N sequences of up to T steps, a state of so many parts, chunks of `steps`."""
     (rows_ih, I), (rows_hh, H), bias = sizes.gradients
     gated = sizes.gated
     if threads == 1:
@@ -202,8 +200,7 @@ class LayerPass:
         input_gradient: bool,
         per_step: bool,
     ) -> LayerGradients:
-        """BPTT: from dy (S,Hp), zeros in its padding, and d_state (B,H) each, None for
-        zeros."""
+        """BPTT from dy (S,Hp), zeros in its padding, and d_state (B,H) each, zeros if None."""
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts

@@ -183,6 +183,15 @@ def test_the_processor_and_its_registers(table, written, flags, wanted):
     assert wanted in text.split("Linux")[0]
 
 
+def test_a_peak_beside_a_row_that_is_above_the_limit_is_the_limit(table, written):
+    other = WON | {"peak_gflops": 125}
+    text = table.text(table.read([written(LIMITS, other, WON)]), None)
+    (limits,) = [row for row in rows(text, "threads") if "FMA float32, GFLOP/s" in row]
+    assert limits["FMA float32, GFLOP/s"] == "125"
+    # 65.5 of 125 GFLOP/s, and curves for a seventh of the time
+    assert {row["of limit"] for row in rows(text, "T, B, I, H")} == {"65%"}
+
+
 def test_the_mean_the_machine_and_the_commands(text):
     # of 2, 1.25 and 0.8; at the limits of 2.56, 2.11 and 1.32
     assert "ratios: 1.26, the bar: 3; with every row at its limit: 1.92. The limit" in text
