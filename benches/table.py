@@ -65,9 +65,9 @@ def verdict(met: bool | None) -> str:
 
 
 def limits_in(infos: list[Info]) -> dict[int, Info]:
-    """The limits by threads; the FMA peak is the largest that any row was measured beside.
+    """The limits by threads; the FMA peak, which rows have measured too, is the largest of all.
 
-    Another program on a core for the tenth of a second that they take would lower a limit.
+    Another program on a core for the tenth of a second that it takes would lower it.
     """
     limits = {}
     for info in infos:

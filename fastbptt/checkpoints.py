@@ -36,10 +36,11 @@ class CheckpointedTrace:
         layout: Layout,
         steps: int,
     ) -> None:
-        """Run forward over x (T,B,I) from state (L,B,H) each, zeros if None, in segments of
-        `steps`."""
+        """Run forward over x (T,B,I) in segments of `steps`; state (L,B,H) each, zeros if None."""
         self._weights, self._x, self._layout = weights, x, layout
-        self._lengths, self._reset = lengths, reset
+        # copies, as a trace makes: of the arguments x alone must not change before `backward`
+        self._lengths, self._reset = lengths, None if reset is None else reset.copy()
+        state = state and tuple(part.copy() for part in state)
         T, B, _ = x.shape
         whole = len(weights.layers), B, weights.hidden_size
         self._shape = layout.state_shape(*whole)

@@ -144,10 +144,9 @@ def read_only(y: np.ndarray) -> np.ndarray:
     Inputs reach the kernels as such, all of them: Numba would compile a kernel once for arrays that
     may be written and once more for those that may not.
     """
-    if y.flags.writeable:
-        y = y.view()
-        y.flags.writeable = False
-    return y
+    view = y.view()
+    view.flags.writeable = False
+    return view
 
 
 def shaped(

@@ -73,7 +73,7 @@ class _Plan(NamedTuple):
     """How a backward pass over so many rows goes about."""
 
     ahead: int  # steps between two turns of Python
-    shares: list[np.ndarray]  # `Sums.share` of each thread
+    shares: list[np.ndarray]  # `Sums.share` of each thread, never written
     shapes: tuple[tuple[int, ...], ...]  # of dh, dc and da, then what each thread's `Sums` scratch
 
 
@@ -89,13 +89,15 @@ def _plan(
     threads: int,
 ) -> _Plan:
     """The `_Plan` for N sequences of up to T steps, a state of so many parts, chunks of `steps`."""
-    (rows_ih, I), (rows_hh, H), bias = sizes.gradients
+    (rows_ih, whole_I), (rows_hh, whole_H), db = sizes.gradients
     gated = sizes.gated
     if threads == 1:
         shares = [np.array([(0, rows_hh - gated), (0, rows_ih), (0, gated), (0, 1)])]
         ahead, held = _CHUNKS_A_CALL, 1
     else:
-        shares = _shares([(rows_hh - gated, H), (rows_ih, I), (gated, H)], threads)
+        shares = _shares(
+            [(rows_hh - gated, whole_H), (rows_ih, whole_I), (gated, whole_H)], threads
+        )
         ahead = held = _CHUNKS_AHEAD * len(shares)
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
     return _Plan(
@@ -105,7 +107,7 @@ def _plan(
             state,
             state if parts == 2 else (0, sizes.Hp),
             (min(held * steps, T) * N, sizes.wide),
-            *(before, gradient_scratch(dtype), bias) * len(shares),
+            *(before, gradient_scratch(dtype), db) * len(shares),
         ),
     )
 
@@ -128,7 +130,7 @@ def _shares(heights: list[tuple[int, int]], threads: int) -> list[np.ndarray]:
 
 @lru_cache
 def _none(width: int, dtype: np.dtype) -> np.ndarray:
-    """No rows."""
+    """No rows, one array for all calls."""
     return np.empty((0, width), dtype)
 
 
@@ -220,10 +222,10 @@ class LayerPass:
             step_c = aligned((S, sizes.Hp), dtype) if parts == 2 else step_c
         d = Adjoints(dh, dc, chunk, dx, step_h, step_c)
 
-        w_ih, w_hh, db = pieces(dtype, sizes.gradients, zeros=True)
+        dw_ih, dw_hh, db = pieces(dtype, sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
         sums = [
-            Sums(w_ih, w_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
+            Sums(dw_ih, dw_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
             for i, share in enumerate(plan.shares)
         ]
         memory = Memory(self.h, self.c, self._a, self._kept)
@@ -243,7 +245,7 @@ class LayerPass:
             add = partial(weight_gradients, cell, x, memory, chunk)
             side_by_side([partial(add, own, starts, (t0, t1), steps) for own in sums])
         return LayerGradients(
-            layer.parameter_gradients(w_ih, w_hh, db),
+            layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,
             [sequences.begun(part, H) for part in (dh, dc)[:parts]],
             [step_h, step_c][:parts],

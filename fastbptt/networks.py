@@ -11,6 +11,7 @@ from .kernels import activations
 from .kernels.cells import Design, gru, lstm, mgu, rnn
 from .network import Network
 
+# made once: a net makes its cell anew for all new weights
 _PLAIN = {name: functools.partial(rnn.RNN, act=tag) for name, tag in activations.TAGS.items()}
 
 

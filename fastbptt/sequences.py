@@ -17,6 +17,7 @@ def _starts(T: int, B: int) -> np.ndarray:
     return np.arange(T + 2) * B
 
 
+# never written
 _kept_starts = functools.lru_cache(maxsize=16)(_starts)
 
 

@@ -110,13 +110,13 @@ class Trace:
 
     @functools.cached_property
     def state(self) -> Any:
-        """See the class."""
+        """See the class; made when first asked for."""
         return self._state([one.end() for one in self._passes])
 
-    def _state(self, ends: list[list[np.ndarray]]) -> Any:
+    def _state(self, rows: list[list[np.ndarray]]) -> Any:
         """A state from its parts (B,H) of each layer and direction: an array or a tuple of two."""
-        shape = self._layout.state_shape(len(ends), self._B, self._weights.hidden_size)
-        parts = [_stacked([end[i] for end in ends], shape) for i in range(len(ends[0]))]
+        shape = self._layout.state_shape(len(rows), self._B, self._weights.hidden_size)
+        parts = [_stacked([row[i] for row in rows], shape) for i in range(len(rows[0]))]
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     def _side_by_side(self, passes: list[LayerPass]) -> np.ndarray:

@@ -22,14 +22,14 @@ class Sizes(NamedTuple):
     wide: int  # elements of a row of `a` and da: Hp for each slot
     cell: tuple[tuple[int], ...]  # the shapes of what `Layer.cell` packs,
     adjoint: tuple[tuple[int], ...]  # of what `Layer.adjoint_cell` does,
-    gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, a row for each of a slot
+    gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, by slots
     gated: int  # rows of dw_hh, the last ones, that the gated state gives to
 
 
 @functools.lru_cache
 def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
     """The `Sizes` of a layer."""
-    slots, x, h = design.slots, len(design.x_gates), len(design.h_gates)
+    slots, of_x, of_h = design.slots, len(design.x_gates), len(design.h_gates)
     Ip, Hp, panel = padded(I, dtype), padded(H, dtype), VECTORS * lanes(dtype)
     bias = slots.last * Hp
     whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
@@ -38,9 +38,9 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
         Ip,
         Hp,
         slots.width * Hp,
-        ((x * Hp * I,), (h * Hp * H,), (bias,)),
-        ((x * Hp * Ip,), (h * Hp * Hp,), (max(bias, Ip),)),
-        ((x * Hp, whole_I), (h * Hp, whole_H), (bias,)),
+        ((of_x * Hp * I,), (of_h * Hp * H,), (bias,)),
+        ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)),
+        ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,)),
         (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0,
     )
 
@@ -108,7 +108,7 @@ class Layer:
         return (
             in_order(dw_ih[:, : self.input_size], design.x_gates),
             in_order(dw_hh[:, :H], design.h_gates),
-            in_order(db, design.x_gates),
+            in_order(db.copy(), design.x_gates),
             in_order(db[design.slots.first * Hp :].copy(), design.h_gates),
         )
 

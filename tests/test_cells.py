@@ -50,6 +50,8 @@ def rounded(case, dtype):
 
 
 def as_state(parts, dtype=None):
+    if parts is None:
+        return None
     parts = tuple(y.astype(dtype or y.dtype) for y in parts)
     return parts if len(parts) == 2 else parts[0]
 
@@ -187,6 +189,24 @@ def everything(net, arrays, state, d_state, **keywords):
     states = [*parts_of(trace.state), *parts_of(grads.state)]
     steps = [*grads.per_step.values(), *trace.inside().values()]
     return [trace.output, grads.x, *states, *steps, *grads.params.values()]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("H", [21, 32])
+def test_no_state_is_a_state_of_zeros(kind, options, ragged, H):
+    net, arrays, state, d_state = small(kind, options, H=H)
+    keywords = {"lengths": [9, 0, 4, 9, 1], "reset": np.arange(45).reshape(9, 5) % 7 == 3}
+    given = keywords if ragged else {}
+    for without in (state, d_state):
+        some = [
+            tuple(np.zeros_like(y) for y in part) if part is without else part
+            for part in (state, d_state)
+        ]
+        wanted = everything(net, arrays, *some, **given)
+        left_out = [None if part is without else part for part in (state, d_state)]
+        for one, other in zip(wanted, everything(net, arrays, *left_out, **given), strict=True):
+            assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)

@@ -64,6 +64,24 @@ def test_layouts_and_what_is_left_out(kind, batch):
     assert not parts.backward(lambda t0, output: None).x.any()
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM"])
+def test_of_the_arguments_x_alone_is_read_again(kind):
+    rng, parts = np.random.default_rng(0), 1 + (kind == "LSTM")
+    net = getattr(fb, kind)(3, 5, rng=0)
+    x, dy = (rng.normal(size=(20, 4, n)).astype(np.float32) for n in (3, 5))
+    states = [rng.normal(size=(1, 4, 5)).astype(np.float32) for _ in range(parts)]
+    lengths, reset = np.array([20, 3, 0, 11]), rng.random((20, 4)) < 0.1
+    state = states[0] if parts == 1 else tuple(states)
+    trace = net.trace(x, state, lengths, reset, checkpoint=7)
+    wanted = trace.backward(dy)
+    for y in (*states, lengths, reset):
+        y[...] = 1
+    got = trace.backward(dy)
+    for name, y in got.params.items():
+        assert_array_equal(y, wanted.params[name])
+    assert_array_equal(got.x, wanted.x)
+
+
 def test_a_long_sum_is_no_less_exact_than_without():
     """Sums of many segments in float32 would lose what the sums of float64 keep."""
     net, x = fb.RNN(1, 1, rng=0, dtype=np.float32), np.ones((200_000, 1, 1), np.float32)

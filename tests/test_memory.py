@@ -100,6 +100,29 @@ def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     assert address in [one.ctypes.data for one in again]
 
 
+def test_pieces_of_zeros_in_memory_that_is_used_again():
+    shapes = ((3, 5), SHAPE)
+    for _ in range(2):
+        arrays = memory.pieces(np.float32, shapes, zeros=True)
+        assert not any(one.any() for one in arrays)
+        for one in arrays:
+            one.fill(9)
+        del arrays, one
+        gc.collect()
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_bias_gradient_keeps_no_other_alive(kind):
+    net = getattr(fb, kind)(64, 64, rng=0)  # sizes at which nothing has to be put in order
+    trace = net.trace(np.ones((7, 2, 64), np.float32))
+    params = trace.backward(np.ones_like(trace.output)).params
+    for name in ("bias_ih_l0", "bias_hh_l0"):
+        base = params[name]
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        assert base.nbytes == params[name].nbytes
+
+
 def test_the_layers_of_a_net_go_back_in_the_same_work_memory():
     sizes = []
     for layers in (1, 6):

@@ -184,12 +184,14 @@ def test_the_processor_and_its_registers(table, written, flags, wanted):
 
 
 def test_a_peak_beside_a_row_that_is_above_the_limit_is_the_limit(table, written):
-    other = WON | {"peak_gflops": 125}
-    text = table.text(table.read([written(LIMITS, other, WON)]), None)
+    others = [WON | {"peak_gflops": 125}, WON | {"peak_gflops": 250, "threads": 2}]
+    others.append(WON | {"peak_gflops": 200, "dtype": "float64"})
+    text = table.text(table.read([written(LIMITS, *others, WON)]), None)
     (limits,) = [row for row in rows(text, "threads") if "FMA float32, GFLOP/s" in row]
     assert limits["FMA float32, GFLOP/s"] == "125"
     # 65.5 of 125 GFLOP/s, and curves for a seventh of the time
-    assert {row["of limit"] for row in rows(text, "T, B, I, H")} == {"65%"}
+    seen = [row["of limit"] for row in rows(text, "T, B, I, H") if row["threads"] == "1"]
+    assert seen.count("65%") == 2
 
 
 def test_the_mean_the_machine_and_the_commands(text):

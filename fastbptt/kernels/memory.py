@@ -76,7 +76,7 @@ def _found(size: int) -> tuple[_Memory, int]:
 
 
 def _room(wanted: int) -> tuple[np.ndarray, int]:
-    """Memory for arrays, and where in it a cache line begins from which on there is so much."""
+    """Memory, and where in it a cache line begins from which on there are so many bytes."""
     if wanted < _LEAST_KEPT:
         small = np.empty(wanted + _LINE, _BYTE)
         return small, _start(small)
@@ -107,9 +107,9 @@ def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[in
 
 
 def pieces(dtype: Any, shapes: tuple[tuple[int, ...], ...], zeros: bool = False) -> list[Any]:
-    """Arrays as `aligned` makes them, in one allocation: that is most of what a short call takes.
+    """Arrays as `aligned` makes them, or of zeros, in one allocation.
 
-    None is given back before all are.
+    An allocation is most of what a short call takes.  None is given back before all are.
     """
     dtype = np.dtype(dtype)
     starts, end = _places(dtype.itemsize, shapes)
