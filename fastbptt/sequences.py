@@ -107,17 +107,24 @@ class Sequences:
 
     def begin(self, state: np.ndarray | None, first: np.ndarray) -> None:
         """first (N,width): what each piece begins with, <- state (B,H), zeros if None."""
-        if state is None:
-            first.fill(0)
-            return
-        H = state.shape[1]
-        if not self.dense or first.shape[1] > H:
-            first.fill(0)
         if self.dense:
-            first[:, :H] = state
+            self._put(state, first, slice(None))
         else:
             known = self._begins >= 0
-            first[self._begins[known], :H] = state[known]
+            self._put(state, first, self._begins[known], known)
+
+    def _put(
+        self,
+        state: np.ndarray | None,
+        rows: np.ndarray,
+        pieces: np.ndarray | slice,
+        sequences: np.ndarray | slice = slice(None),
+    ) -> None:
+        """rows (N,width) <- 0, and in some pieces the state (B,H), if any, of some sequences."""
+        if state is None or not self.dense or rows.shape[1] > state.shape[1]:
+            rows.fill(0)
+        if state is not None:
+            rows[pieces, : state.shape[1]] = state[sequences]
 
     def begun(self, first: np.ndarray, H: int) -> np.ndarray:
         """The adjoint of `begin`: (N,width) -> (B,H), a copy."""
@@ -137,13 +144,7 @@ class Sequences:
 
     def ended(self, state: np.ndarray | None, last: np.ndarray) -> None:
         """The adjoint of `end`: last (N,width), of the last state of each piece, <- state (B,H)."""
-        if state is None:
-            last.fill(0)
-            return
-        H = state.shape[1]
-        if not self.dense or last.shape[1] > H:
-            last.fill(0)
-        last[slice(None) if self.dense else self._ends, :H] = state
+        self._put(state, last, slice(None) if self.dense else self._ends)
 
     def add_last(self, rows: np.ndarray, last: np.ndarray) -> None:
         """last (N,width) += of rows (S,width) that of the last step of each piece."""
