@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import checks
 from .kernels.cells import Adjoints, Memory
+from .kernels.gradients import Sums
 from .kernels.memory import aligned, pieces
-from .kernels.panels import BLOCK, GRADIENT_ROWS, TURNED, gradient_scratch
-from .kernels.sweeps import CHUNK_ROWS, Sums, backward, descend, forward, weight_gradients
+from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
+from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team, board
 from .sequences import Sequences
-from .threads import available, share, side_by_side, slices, together
+from .threads import available, share, side_by_side
 from .weights import Layer, Sizes
 
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
@@ -36,28 +37,21 @@ def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
 
 
-def _side_by_side(
-    rows: Callable[[int, int], Callable[[Team], None]],
-    layer: Layer,
-    sequences: Sequences,
-    cost: float,
-) -> None:
-    """Run rows(b0, b1) for all sequences: some in each thread, or all by a team that shares units.
+def _unit_members(threads: int, layer: Layer, N: int) -> int:
+    """Members of a team that shares the units of N sequences; 0 where each has sequences.
 
     A team pays where there are more threads than sequences, and where what a member reads of W_hh
     at each step takes longer than the barrier.
     """
-    threads = available(cost)
-    if threads == 1 and sequences.N:
-        rows(0, sequences.N)(ALONE)
-        return
     members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
     one_block = layer.sizes.Hp <= BLOCK * layer.sizes.lanes
-    if members <= sequences.N or one_block:
-        share(lambda b0, b1: rows(b0, b1)(ALONE), sequences.lengths, cost)
-    elif sequences.N:
-        whole, common = rows(0, sequences.N), board(members)
-        together(lambda leads: whole(Team(common, leads)), members)
+    return members if 0 < N < members and not one_block else 0
+
+
+def _together(work: Callable[[int, Team], None], members: int) -> None:
+    """Call work(i, team) for each member of a team, side by side."""
+    common = board(members)
+    side_by_side([partial(work, i, Team(common, i == 0)) for i in range(members)])
 
 
 class LayerGradients(NamedTuple):
@@ -73,7 +67,6 @@ class _Plan(NamedTuple):
     """How a backward pass over so many rows goes about."""
 
     ahead: int  # steps between two turns of Python
-    shares: list[np.ndarray]  # `Sums.share` of each thread, never written
     shapes: tuple[tuple[int, ...], ...]  # of dh, dc and da, then what each thread's `Sums` scratch
 
 
@@ -89,43 +82,17 @@ def _plan(
     threads: int,
 ) -> _Plan:
     """The `_Plan` for N sequences of up to T steps, a state of so many parts, chunks of `steps`."""
-    (rows_ih, whole_I), (rows_hh, whole_H), db = sizes.gradients
-    gated = sizes.gated
-    if threads == 1:
-        shares = [np.array([(0, rows_hh - gated), (0, rows_ih), (0, gated), (0, 1)])]
-        ahead, held = _CHUNKS_A_CALL, 1
-    else:
-        shares = _shares(
-            [(rows_hh - gated, whole_H), (rows_ih, whole_I), (gated, whole_H)], threads
-        )
-        ahead = held = _CHUNKS_AHEAD * len(shares)
+    held = 1 if threads == 1 else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
     return _Plan(
-        ahead * steps,
-        shares,
+        max(held, _CHUNKS_A_CALL // held * held) * steps,
         (
             state,
             state if parts == 2 else (0, sizes.Hp),
             (min(held * steps, T) * N, sizes.wide),
-            *(before, gradient_scratch(dtype), db) * len(shares),
+            *(before, gradient_scratch(dtype), sizes.gradients[2]) * threads,
         ),
     )
-
-
-def _shares(heights: list[tuple[int, int]], threads: int) -> list[np.ndarray]:
-    """`Sums.share` of each thread, for three products of (rows, columns)."""
-    counts = [-(-height // TURNED) for height, _ in heights]
-    weights = [K for (_, K), count in zip(heights, counts, strict=True) for _ in range(count)]
-    shares = []
-    for first, last in slices(weights, threads):
-        share, origin = np.zeros((4, 2), np.int64), 0
-        for n, count in enumerate(counts):
-            own = [min(max(i - origin, 0), count) * TURNED for i in (first, last)]
-            share[n] = np.minimum(own, heights[n][0])
-            origin += count
-        share[3, 1] = first == 0
-        shares.append(share)
-    return shares
 
 
 @lru_cache
@@ -170,13 +137,24 @@ class LayerPass:
         for t0 in range(0, T, steps):
             t1 = min(t0 + steps, T)
 
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
+            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[int, Team], None]:
                 some = max(1, CHUNK_ROWS // (b1 - b0)) * N
                 own = a if kept else aligned((some, sizes.wide), dtype)
                 memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
-                return lambda team: forward(cell, x, memory, starts, sizes.lanes, span, team)
+                return lambda _, team: forward(cell, x, memory, starts, sizes.lanes, span, team)
 
-            _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
+            def alone(b0: int, b1: int, rows: Callable[..., Any] = rows) -> None:
+                rows(b0, b1)(0, ALONE)
+
+            cost = self._cost(layer, sequences, t0, t1)
+            threads = available(cost)
+            members = _unit_members(threads, layer, N)
+            if threads == 1 and N:
+                alone(0, N)
+            elif members:
+                _together(rows(0, N), members)
+            else:
+                share(alone, sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
 
@@ -206,9 +184,10 @@ class LayerPass:
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
-        # no later chunk has more rows
-        cost = self._cost(layer, sequences, 0, min(_CHUNKS_AHEAD * steps, T))
-        threads = available(cost)
+        # no later steps have more rows
+        threads = available(self._cost(layer, sequences, 0, min(_CHUNKS_A_CALL * steps, T)))
+        members = _unit_members(threads, layer, N)
+        by_units, threads = members > 0, members or threads
         plan = _plan(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
         # all that goes when this layer is done: nothing that is returned may look at it
         dh, dc, chunk, *scratch = pieces(dtype, plan.shapes)
@@ -224,26 +203,19 @@ class LayerPass:
 
         dw_ih, dw_hh, db = pieces(dtype, sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
-        sums = [
-            Sums(dw_ih, dw_hh, db, I, H, share, *scratch[3 * i : 3 * i + 3])
-            for i, share in enumerate(plan.shares)
-        ]
+        sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
         memory = Memory(self.h, self.c, self._a, self._kept)
         cell, x, dy, width = layer.adjoint_cell, self.x, checks.read_only(dy), sizes.lanes
         for t1 in range(T, 0, -plan.ahead):
-            t0 = max(0, t1 - plan.ahead)
+            span = (max(0, t1 - plan.ahead), t1, steps)
+
+            def work(i: int, team: Team, span: tuple[int, int, int] = span) -> None:
+                descend(cell, dy, x, memory, d, sums[i], starts, width, span, team, by_units)
+
             if threads == 1:
-                span = (t0, t1, 0, N)
-                descend(cell, dy, x, memory, d, sums[0], starts, width, span, steps, ALONE)
-                continue
-
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[Team], None]:
-                span = (t0, t1, b0, b1)
-                return lambda team: backward(cell, dy, memory, d, starts, width, span, team)
-
-            _side_by_side(rows, layer, sequences, self._cost(layer, sequences, t0, t1))
-            add = partial(weight_gradients, cell, x, memory, chunk)
-            side_by_side([partial(add, own, starts, (t0, t1), steps) for own in sums])
+                work(0, ALONE)
+            else:
+                _together(work, threads)
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,

@@ -188,11 +188,6 @@ def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) ->
     side_by_side([functools.partial(work, *own) for own in slices(weights, available(cost))])
 
 
-def together(work: Callable[[bool], None], count: int) -> None:
-    """Call work(True) here and, at about the same time, work(False) in count - 1 other threads."""
-    side_by_side([functools.partial(work, leads) for leads in [True] + [False] * (count - 1)])
-
-
 def both(one: Callable[[], None], other: Callable[[], None], cost: float) -> None:
     """Call one() and other(), side by side if `cost` multiply-adds are worth it."""
     if available(cost) > 1:

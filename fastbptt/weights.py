@@ -23,7 +23,6 @@ class Sizes(NamedTuple):
     cell: tuple[tuple[int], ...]  # the shapes of what `Layer.cell` packs,
     adjoint: tuple[tuple[int], ...]  # of what `Layer.adjoint_cell` does,
     gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, by slots
-    gated: int  # rows of dw_hh, the last ones, that the gated state gives to
 
 
 @functools.lru_cache
@@ -41,7 +40,6 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
         ((of_x * Hp * I,), (of_h * Hp * H,), (bias,)),
         ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)),
         ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,)),
-        (slots.last - slots.gate) * Hp if slots.gate > slots.first else 0,
     )
 
 

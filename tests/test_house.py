@@ -24,6 +24,7 @@ FLOORS = [
     [
         "kernels.chain",
         "kernels.frames",
+        "kernels.gradients",
         "kernels.lanczos",
         "kernels.packing",
         "kernels.small",

@@ -10,43 +10,22 @@ equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, and a
 part of their units: then each step ends at a barrier.
 """
 
-from typing import NamedTuple
-
-import numpy as np
-
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
+from .gradients import weight_gradients
 from .jit import kernel
 from .lines import line, whole
 from .panels import (
     BLOCK,
     VECTORS,
-    bias_gradient,
     nothing,
     row_matmul,
     rows_matmul,
-    weight_gradient,
 )
 from .simd import fetch, flush_subnormals, restore, rows, shifted
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
-from .team import barrier, join, part
+from .team import barrier, join, meet, part
 
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
-
-
-class Sums(NamedTuple):
-    """The gradients of a layer's weights, and what one thread needs to add to its share of them."""
-
-    w_ih: np.ndarray  # (x·Hp, I in whole panels)
-    w_hh: np.ndarray  # ((last - first)·Hp, H in whole panels)
-    bias: np.ndarray  # (last·Hp,)
-    I: int
-    H: int
-    # (4,2): the rows first .. last-1 that are the thread's, of what h, x and the gated state give
-    # and, all or none of them, of the bias
-    share: np.ndarray
-    before: np.ndarray  # (rows of a chunk, Hp), no rows where all lengths are equal
-    packed: np.ndarray  # `panels.gradient_scratch`
-    partial: np.ndarray  # as bias
 
 
 @kernel(part=True, inlined=True)
@@ -185,15 +164,15 @@ def forward(cell, x, m, starts, width, span, team):
 
 
 @kernel(part=True)
-def _backward(cell, dy, m, d, starts, width, span, team):
+def _backward(cell, dy, m, d, starts, width, span, team, member):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
     state before its last step.  Rows of d.da begin with those of step t0.  Subnormal results are 0.
+    `member` is (own number, members, next meeting) of the team that shares the units; the last two
+    are returned.
     """
-    number, members = join(team)
-    if members == 0:
-        return
+    number, members, meeting = member
     state = flush_subnormals()
     t0, t1, b0, b1 = span
     n = slots(cell)
@@ -202,7 +181,6 @@ def _backward(cell, dy, m, d, starts, width, span, team):
     head = n.gate - n.first if gated else n.last - n.first  # slots that h is multiplied into
     Ip = cell.w_ih.size // (n.x * Hp)
     u0, u1 = part(number, members, Hp, VECTORS * width)
-    meeting = 1
     block = BLOCK * width
     last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
@@ -246,7 +224,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
                     members, meeting = barrier(team, number, members, meeting)
                     if members == 0:
                         restore(state)
-                        return
+                        return members, meeting
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
@@ -269,7 +247,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
                 members, meeting = barrier(team, number, members, meeting)
                 if members == 0:
                     restore(state)
-                    return
+                    return members, meeting
                 u0, u1 = part(number, members, Hp, VECTORS * width)
                 last = (u1 - u0 - 1) // block
         own0, own1 = part(number, members, c - c0, 1)
@@ -292,6 +270,7 @@ def _backward(cell, dy, m, d, starts, width, span, team):
     units = u1 - u0
     slots_matmul(source, M, w, head * Hp, width, units, 1, 0, units, above, dh, soon)
     restore(state)
+    return members, meeting
 
 
 @kernel(part=True, inlined=True)
@@ -305,82 +284,58 @@ def _add(dh, b0, dy, s, M, j0, j1):
 
 
 @kernel(part=True)
-def _states_before(h, starts, t0, t1, scratch):
-    """The states that the steps t0 .. t1-1 begin with, as many rows and in the order of the steps'.
-
-    Where no sequence ends among them they lie like that.
-    """
-    Hp = h.shape[1]
-    if starts[t1] - starts[t0] == starts[t1 + 1] - starts[t0 + 1]:
-        return rows(h, starts[t0] * Hp, Hp)
-    r = 0
-    for t in range(t0, t1):
-        for b in range(starts[t + 2] - starts[t + 1]):
-            for j in range(Hp):
-                scratch[r, j] = h[starts[t] + b, j]
-            r += 1
-    return rows(scratch, 0, Hp)
-
-
-@kernel(part=True)
-def _weight_gradients(cell, x, m, da, sums, starts, span, steps):
-    """Add the steps t0 .. t1-1 to a share of the gradients, a chunk of `steps`, the last, at first.
-
-    Rows of da begin with those of step t0.  Threads share the rows of the gradients, which are
-    columns of da: each reads some of da, which is wide, and all of h and x, which are narrow.
-    Subnormal results are 0.
-    """
-    state = flush_subnormals()
-    t0, t1 = span
-    n = slots(cell)
-    Hp, N, wide_x, wide_a = m.h.shape[1], starts[1], x.shape[1], m.a.shape[1]
-    wide_hh, wide_ih = sums.w_hh.shape[1], sums.w_ih.shape[1]
-    split = n.gate if n.gate > n.first else n.last  # the first slot that the gated state gives to
-    for end in range(t1, t0, -steps):
-        begin = max(t0, end - steps)
-        row = starts[begin + 1] - N
-        r0, r1 = starts[begin + 1] - starts[t0 + 1], starts[end + 1] - starts[t0 + 1]
-        i0, i1 = sums.share[0]
-        if i0 < i1:
-            b = _states_before(m.h, starts, begin, end, sums.before)
-            target, column = rows(sums.w_hh, i0 * wide_hh, wide_hh), n.first * Hp
-            weight_gradient(da, r0, r1, column + i0, column + i1, b, sums.H, target, sums.packed)
-        i0, i1 = sums.share[1]
-        if i0 < i1:
-            b, target = rows(x, row * wide_x, wide_x), rows(sums.w_ih, i0 * wide_ih, wide_ih)
-            weight_gradient(da, r0, r1, i0, i1, b, sums.I, target, sums.packed)
-        i0, i1 = sums.share[2]
-        if i0 < i1:
-            b = rows(m.a, row * wide_a + n.last * Hp, wide_a)
-            first = (split - n.first) * Hp + i0
-            target, column = rows(sums.w_hh, first * wide_hh, wide_hh), split * Hp
-            weight_gradient(da, r0, r1, column + i0, column + i1, b, sums.H, target, sums.packed)
-        if sums.share[3, 1] > 0:
-            bias_gradient(da, r0, r1, sums.bias, sums.partial)
-    restore(state)
+def _sequences_of(starts, t0, t1, number, members):
+    """The member's sequences b0 .. b1-1: like many steps of t0 .. t1-1 for each."""
+    bounds = (0, 0)
+    for end in range(2):
+        low, high = 0, starts[1]
+        wanted = (starts[t1 + 1] - starts[t0 + 1]) * (number + end)
+        while low < high:
+            middle, before = (low + high) // 2, 0
+            for t in range(t0, t1):
+                before += active(starts, t, 0, middle)
+            if before * members < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        bounds = (bounds[1], low)
+    return bounds
 
 
 @kernel
-def backward(cell, dy, m, d, starts, width, span, team):
-    """`_backward` for one of several threads."""
-    _backward(cell, dy, m, d, starts, width, span, team)
+def descend(cell, dy, x, m, d, sums, starts, width, span, team, by_units):
+    """`_backward` and `gradients.weight_gradients` for the steps t0 .. t1-1, the last at first.
 
-
-@kernel
-def weight_gradients(cell, x, m, da, sums, starts, span, steps):
-    """`_weight_gradients` for one of several threads."""
-    _weight_gradients(cell, x, m, da, sums, starts, span, steps)
-
-
-@kernel
-def descend(cell, dy, x, m, d, sums, starts, width, span, steps, team):
-    """`backward` and `weight_gradients` for a chunk of `steps` after the other, the last at first.
-
-    For a thread that does all of it: it finds da in its cache, and Python has no turn in between,
-    which would cost a tenth of a step of few flops.  d.da holds one chunk.
+    `span` is (t0, t1, steps): d.da holds so many steps for each member of the team.  Members share
+    the units of all sequences `by_units`, else the sequences, and meet before and after the weight
+    gradients, to which each sees in its cache for a part.  Python has no turn in between: that
+    would cost one thread a tenth of a step of few flops, and several an eighth at B = 32, H = 64.
     """
-    t0, t1, b0, b1 = span
-    for end in range(t1, t0, -steps):
-        begin = max(t0, end - steps)
-        _backward(cell, dy, m, d, starts, width, (begin, end, b0, b1), team)
-        _weight_gradients(cell, x, m, d.da, sums, starts, (begin, end), steps)
+    number, members = join(team)
+    t0, t1, steps = span
+    meeting = 1
+    b0, b1 = 0, starts[1]
+    if not by_units and members > 1:
+        b0, b1 = _sequences_of(starts, t0, t1, number, members)
+    held = d.da.shape[0] // max(1, starts[1])
+    if held < t1 - t0:
+        held = max(steps, held // steps * steps)
+    end = t1
+    while end > t0 and members > 0:
+        begin = max(t0, end - held)
+        own = (begin, end, b0, b1)
+        if by_units:
+            member = (number, members, meeting)
+            members, meeting = _backward(cell, dy, m, d, starts, width, own, team, member)
+        elif b0 < b1:
+            _backward(cell, dy, m, d, starts, width, own, team, (0, 1, 0))
+        if members > 1:
+            meet(team, number, members, meeting)
+            meeting += 1
+        if members > 0:
+            some = (begin, end, steps)
+            weight_gradients(cell, x, m, d.da, sums, starts, some, number, members)
+        if members > 1:
+            meet(team, number, members, meeting)
+            meeting += 1
+        end = begin

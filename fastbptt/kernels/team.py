@@ -170,11 +170,8 @@ def join(team):
 
 
 @kernel
-def barrier(team, number, members, meeting):
-    """Go on when all have come to this `meeting`, the first being 1; (members, next meeting).
-
-    Where the team parts, its leader goes on as the only member and for the others members is 0.
-    """
+def meet(team, number, members, meeting):
+    """Go on when all have come to this `meeting`, the first being 1; the pauses until then."""
     board = team.board
     _store(board, _ARRIVED + _LINE * number, meeting)
     spins = 0
@@ -182,6 +179,17 @@ def barrier(team, number, members, meeting):
         while _load(board, _ARRIVED + _LINE * other) < meeting:
             spins += 1
             _pause(spins > _PATIENCE)
+    return spins
+
+
+@kernel
+def barrier(team, number, members, meeting):
+    """`meet`, at every step; (members, next meeting).
+
+    Where the team parts, its leader goes on as the only member and for the others members is 0.
+    """
+    board = team.board
+    spins = meet(team, number, members, meeting)
     if spins > _SHORT and _fetch_add(board, _WAITED, spins) + spins > _BUDGET:
         _set_if_zero(board, _LAST, meeting + 1)  # which all will have seen when that one is over
     last = _load(board, _LAST)
