@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from .weights import Layer, Sizes
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
-# Chunks for each of several threads before the weight gradients are handed out: the hand-over of
-# one at a time took two threads 8 % of that step, and their caches hold more.
+# Chunks for each of several threads between two meetings.
 _CHUNKS_AHEAD = 2
-_CHUNKS_A_CALL = 16  # of a kernel, some tens of ms: Ctrl-C is heard between two
+# Multiply-adds of one call of a kernel, some tens of ms: Ctrl-C is heard between two.  For several
+# threads a call is a hand-over of 0.1 ms: calls a fifth as long took two of them 5 to 8 % more.
+_CALL = 4e9
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
 # takes 0.05 us, and to fetch the other's part of h another 0.1.  With 24 KB (a GRU of 64 units) two
 # members took 0.75 us a step and one 0.60.  Where there are rows enough for all threads a team does
@@ -43,9 +44,10 @@ def _unit_members(threads: int, layer: Layer, N: int) -> int:
     A team pays where there are more threads than sequences, and where what a member reads of W_hh
     at each step takes longer than the barrier.
     """
+    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * layer.sizes.lanes:
+        return 0
     members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
-    one_block = layer.sizes.Hp <= BLOCK * layer.sizes.lanes
-    return members if 0 < N < members and not one_block else 0
+    return members if members > N else 0
 
 
 def _together(work: Callable[[int, Team], None], members: int) -> None:
@@ -63,15 +65,8 @@ class LayerGradients(NamedTuple):
     steps: list[np.ndarray]  # dL/dh (and dc) of every step, (S,Hp); no rows if not wanted
 
 
-class _Plan(NamedTuple):
-    """How a backward pass over so many rows goes about."""
-
-    ahead: int  # steps between two turns of Python
-    shapes: tuple[tuple[int, ...], ...]  # of dh, dc and da, then what each thread's `Sums` scratch
-
-
 @lru_cache
-def _plan(
+def _scratch(
     sizes: Sizes,
     dtype: np.dtype,
     parts: int,
@@ -80,18 +75,19 @@ def _plan(
     steps: int,
     dense: bool,
     threads: int,
-) -> _Plan:
-    """The `_Plan` for N sequences of up to T steps, a state of so many parts, chunks of `steps`."""
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of dh, dc and da, and of what the `Sums` of each thread write to.
+
+    For a backward pass over N sequences of up to T steps, a state of so many parts, chunks of
+    `steps`.
+    """
     held = 1 if threads == 1 else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
-    return _Plan(
-        max(held, _CHUNKS_A_CALL // held * held) * steps,
-        (
-            state,
-            state if parts == 2 else (0, sizes.Hp),
-            (min(held * steps, T) * N, sizes.wide),
-            *(before, gradient_scratch(dtype), sizes.gradients[2]) * threads,
-        ),
+    return (
+        state,
+        state if parts == 2 else (0, sizes.Hp),
+        (min(held * steps, T) * N, sizes.wide),
+        *(before, gradient_scratch(dtype), sizes.gradients[2]) * threads,
     )
 
 
@@ -133,28 +129,32 @@ class LayerPass:
         x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
 
         self._steps = _chunk_steps(N, sizes.wide, dtype)
-        steps = _CHUNKS_A_CALL * self._steps
-        for t0 in range(0, T, steps):
-            t1 = min(t0 + steps, T)
 
-            def rows(b0: int, b1: int, t0: int = t0, t1: int = t1) -> Callable[[int, Team], None]:
-                some = max(1, CHUNK_ROWS // (b1 - b0)) * N
-                own = a if kept else aligned((some, sizes.wide), dtype)
-                memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
-                return lambda _, team: forward(cell, x, memory, starts, sizes.lanes, span, team)
+        def rows(t0: int, t1: int, b0: int, b1: int) -> Callable[[int, Team], None]:
+            some = max(1, CHUNK_ROWS // (b1 - b0)) * N
+            own = a if kept else aligned((some, sizes.wide), dtype)
+            memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
+            return lambda _, team: forward(cell, x, memory, starts, sizes.lanes, span, team)
 
-            def alone(b0: int, b1: int, rows: Callable[..., Any] = rows) -> None:
-                rows(b0, b1)(0, ALONE)
+        def alone(t0: int, t1: int, b0: int, b1: int) -> None:
+            rows(t0, t1, b0, b1)(0, ALONE)
 
+        self._call = self._steps
+        if self._steps < T:
+            chunk = self._cost(layer, sequences, 0, self._steps)
+            self._call *= max(1, int(_CALL / chunk)) if chunk else T
+        self._most = 0.0  # multiply-adds of a call: none has more than the first
+        for t0 in range(0, T, self._call):
+            t1 = min(t0 + self._call, T)
             cost = self._cost(layer, sequences, t0, t1)
+            self._most = max(self._most, cost)
             threads = available(cost)
-            members = _unit_members(threads, layer, N)
             if threads == 1 and N:
-                alone(0, N)
-            elif members:
-                _together(rows(0, N), members)
+                alone(t0, t1, 0, N)
+            elif members := _unit_members(threads, layer, N):
+                _together(rows(t0, t1, 0, N), members)
             else:
-                share(alone, sequences.lengths, cost)
+                share(partial(alone, t0, t1), sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
 
@@ -184,13 +184,12 @@ class LayerPass:
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
-        # no later steps have more rows
-        threads = available(self._cost(layer, sequences, 0, min(_CHUNKS_A_CALL * steps, T)))
+        threads = available(self._most)
         members = _unit_members(threads, layer, N)
         by_units, threads = members > 0, members or threads
-        plan = _plan(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
+        shapes = _scratch(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
         # all that goes when this layer is done: nothing that is returned may look at it
-        dh, dc, chunk, *scratch = pieces(dtype, plan.shapes)
+        dh, dc, chunk, *scratch = pieces(dtype, shapes)
         for part, given in zip((dh, dc)[:parts], d_state, strict=False):
             sequences.ended(given, part)
         sequences.add_last(dy, dh)
@@ -206,16 +205,16 @@ class LayerPass:
         sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
         memory = Memory(self.h, self.c, self._a, self._kept)
         cell, x, dy, width = layer.adjoint_cell, self.x, checks.read_only(dy), sizes.lanes
-        for t1 in range(T, 0, -plan.ahead):
-            span = (max(0, t1 - plan.ahead), t1, steps)
 
-            def work(i: int, team: Team, span: tuple[int, int, int] = span) -> None:
-                descend(cell, dy, x, memory, d, sums[i], starts, width, span, team, by_units)
+        def work(span: tuple[int, int, int], i: int, team: Team) -> None:
+            descend(cell, dy, x, memory, d, sums[i], starts, width, span, team, by_units)
 
+        for t1 in range(T, 0, -self._call):
+            span = (max(0, t1 - self._call), t1, steps)
             if threads == 1:
-                work(0, ALONE)
+                work(span, 0, ALONE)
             else:
-                _together(work, threads)
+                _together(partial(work, span), threads)
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,
