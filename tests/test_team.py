@@ -10,7 +10,10 @@ from strategies import KINDS
 
 import fastbptt as fb
 from fastbptt import layers, threads
-from fastbptt.kernels import team
+from fastbptt.kernels import gradients, sweeps, team
+from fastbptt.kernels.jit import kernel
+from fastbptt.kernels.panels import TURNED
+from fastbptt.sequences import Sequences
 
 
 def in_thread(call, *given):
@@ -70,19 +73,61 @@ def test_the_parts_cover_all_units_once(size, unit):
         assert all(a[1] == b[0] and b[0] % unit == 0 for a, b in itertools.pairwise(parts))
 
 
+@kernel
+def sequences_of(starts, t0, t1, number, members):
+    return sweeps._sequences_of(starts, t0, t1, number, members)
+
+
+@kernel
+def own_rows(height, K, before, total, number, members):
+    return gradients._own_rows(height, K, before, total, number, members)
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 0, 4, 9, 1, 1], [0] * 6, [30, 1, 1, 1, 1, 1]])
+def test_each_sequence_has_one_member_and_all_have_like_many_steps(lengths):
+    sequences = Sequences(30, 6, None if lengths is None else np.array(lengths))
+    starts, T = sequences.starts, sequences.longest
+    for members, (t0, t1) in itertools.product((1, 2, 3, 7), [(0, T), (T // 2, T), (0, 1)]):
+        steps = np.minimum(np.sort(sequences.lengths)[::-1], t1) - t0
+        steps = np.maximum(steps, 0)
+        parts = [sequences_of(starts, t0, min(t1, T), number, members) for number in range(members)]
+        assert parts[0][0] == 0
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+        assert steps[parts[-1][1] :].sum() == 0
+        most = max(steps[b0:b1].sum() for b0, b1 in parts)
+        assert most <= steps.sum() / members + steps.max()
+
+
+@pytest.mark.parametrize("heights", [(20, 64, 0), (64, 16, 32), (7, 300, 5), (1, 1, 0)])
+def test_each_row_of_a_gradient_has_one_member(heights):
+    columns = (32, 96, 32)
+    whole = [-(-height // TURNED) * K for height, K in zip(heights, columns, strict=True)]
+    before, total = np.cumsum([0, *whole[:2]]), sum(whole)
+    for members in (1, 2, 3, 7):
+        elements = np.zeros(members)
+        for height, K, origin in zip(heights, columns, before, strict=True):
+            parts = [own_rows(height, K, origin, total, i, members) for i in range(members)]
+            seen = np.zeros(height, int)
+            for number, (i0, i1) in enumerate(parts):
+                seen[i0:i1] += 1
+                elements[number] += (i1 - i0) * K
+            assert (seen == 1).all()
+        assert elements.max() <= TURNED * (total / members + max(columns))
+
+
 @pytest.fixture
 def teams(monkeypatch):
     """The sizes of the teams that sweeps were given; every net of more than a block has one."""
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
     monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
     sizes = []
-    together = layers.together
+    members = layers._unit_members
 
-    def noted(work, count):
-        sizes.append(count)
-        together(work, count)
+    def noted(*given):
+        sizes.append(members(*given))
+        return sizes[-1]
 
-    monkeypatch.setattr(layers, "together", noted)
+    monkeypatch.setattr(layers, "_unit_members", noted)
     before = fb.get_num_threads()
     yield sizes
     fb.set_num_threads(before)
@@ -106,7 +151,7 @@ def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
 
     fb.set_num_threads(1)
     alone = work()
-    assert not teams
+    assert not any(teams)
     for count in (B + 1, 7):  # 7 are more than the cores of many machines: teams come and part
         fb.set_num_threads(count)
         for one, many in zip(alone, work(), strict=True):

@@ -58,36 +58,40 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(B):
 @pytest.mark.usefixtures("every_call_is_shared")
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("lengths", [None, [900, 0, 1400]])
-def test_the_bits_do_not_depend_on_how_many_chunks_of_a_gradient_are_handed_out(
+def test_the_bits_do_not_depend_on_how_many_steps_a_call_or_a_meeting_has(
     kind, lengths, monkeypatch
 ):
     monkeypatch.setattr(layers, "_CHUNK_BYTES", 1)  # chunks of GRADIENT_ROWS: over twenty of them
     rng = np.random.default_rng(0)
     net = getattr(fb, kind)(7, 20, rng=0)
     x, dy = (rng.normal(size=(1400, 3, n)).astype(np.float32) for n in (7, 20))
-    handed_out = []
-    add, steps = layers.weight_gradients, layers._chunk_steps(3, 20, np.dtype(np.float32))
+    calls, descend = [], layers.descend
 
-    def counted(*given):
-        (t0, t1), handed_steps = given[-2:]
-        assert handed_steps == steps
-        handed_out.append(-(-(t1 - t0) // steps))
-        add(*given)
+    def noted(*given):
+        calls.append((given[8], given[4].da.shape[0]))
+        descend(*given)
 
-    monkeypatch.setattr(layers, "weight_gradients", counted)
+    monkeypatch.setattr(layers, "descend", noted)
 
     def gradients():
-        handed_out.clear()
+        calls.clear()
         return net.trace(x, lengths=lengths).backward(dy).params.values()
 
     fb.set_num_threads(1)
-    alone = gradients()
-    assert not handed_out
-    for count in (2, 3):
+    alone, (((t0, t1, steps), chunk),) = gradients(), calls
+    assert (t0, t1) == (0, 1400)
+    assert chunk == steps * len(x[0]) < 1400
+    for count, call, ahead in [(1, 1, 1), (2, 4e9, 2), (3, 4e9, 1), (2, 1, 2), (2, 3e6, 1)]:
+        monkeypatch.setattr(layers, "_CALL", call)
+        monkeypatch.setattr(layers, "_CHUNKS_AHEAD", ahead)
+        layers._scratch.cache_clear()
         fb.set_num_threads(count)
         for one, many in zip(alone, gradients(), strict=True):
             np.testing.assert_array_equal(one, many)
-        assert max(handed_out) == 2 * count
+        assert {rows for _, rows in calls} == {chunk if count == 1 else count * ahead * chunk}
+        if call == 1:
+            assert len(calls) == count * -(-1400 // steps)
+    layers._scratch.cache_clear()
 
 
 @pytest.mark.usefixtures("every_call_is_shared")

@@ -45,7 +45,7 @@ def _states_before(h, starts, t0, t1, scratch):
 def _own_rows(height, K, before, total, number, members):
     """The member's part of the rows of a gradient (height,K), in whole groups of TURNED.
 
-    They come after `before` of all `total` elements of three gradients, counted in whole groups.
+    A group counts as K: so much of all three gradients is `total`, and `before` this one.
     """
     count = (height + TURNED - 1) // TURNED
     low, high = total * number // members - before, total * (number + 1) // members - before

@@ -285,21 +285,22 @@ def _add(dh, b0, dy, s, M, j0, j1):
 
 @kernel(part=True)
 def _sequences_of(starts, t0, t1, number, members):
-    """The member's sequences b0 .. b1-1: like many steps of t0 .. t1-1 for each."""
-    bounds = (0, 0)
+    """The member's sequences b0 .. b1-1: as many of the steps t0 .. t1-1 for each as can be."""
+    N, steps = starts[1], starts[t1 + 1] - starts[t0 + 1]
+    if steps == (t1 - t0) * N:
+        return part(number, members, N, 1)
+    first = low = 0
     for end in range(2):
-        low, high = 0, starts[1]
-        wanted = (starts[t1 + 1] - starts[t0 + 1]) * (number + end)
+        first, low, high = low, 0, N
         while low < high:
             middle, before = (low + high) // 2, 0
             for t in range(t0, t1):
                 before += active(starts, t, 0, middle)
-            if before * members < wanted:
+            if before * members < steps * (number + end):
                 low = middle + 1
             else:
                 high = middle
-        bounds = (bounds[1], low)
-    return bounds
+    return first, low
 
 
 @kernel
