@@ -10,6 +10,7 @@ from timing import fma_peak, on_cores
 
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
+from fastbptt.kernels.memory import aligned
 
 
 def _own_cache(level: int, usual: int) -> int:
@@ -57,13 +58,21 @@ def _read(parts, times):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _curves(values, times):
-    """The three sigmoids and two tanhs of so many units of an LSTM."""
+    """The three sigmoids and two tanhs of so many units of an LSTM, each in a loop of its own.
+
+    One that waits for another's result fills what the processor looks ahead: 20 cycles, not 15.
+    """
     x, y = line(values, 0, "a0"), line(values, values.shape[1], "a1")
+    n = values.shape[1]
     for _ in range(times):
-        for i in range(values.shape[1]):
-            gates = elementary.sigmoid(x[i]) * elementary.sigmoid(y[i])
-            candidate = elementary.sigmoid(x[i] + y[i]) * elementary.tanh(x[i])
-            y[i] = gates + elementary.tanh(candidate)
+        for i in range(n):
+            y[i] = elementary.sigmoid(x[i])
+        for _ in range(2):
+            for i in range(n):
+                y[i] = elementary.sigmoid(y[i])
+        for _ in range(2):
+            for i in range(n):
+                y[i] = elementary.tanh(y[i])
 
 
 def curve_rate(dtype: str, threads: int) -> float:
@@ -71,7 +80,8 @@ def curve_rate(dtype: str, threads: int) -> float:
     elements = LEVELS["L1"] // 16
 
     def one() -> float:
-        values = np.linspace([-4, 0], [4, 0], elements, dtype=dtype, axis=1)
+        values = aligned((2, elements), dtype)
+        values[:] = np.linspace(-4, 4, elements)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
             times *= 2
@@ -88,7 +98,8 @@ def bandwidth(size: int, threads: int) -> float:
     """GB/s of so many threads at once, each reading its own `size` bytes."""
 
     def one() -> float:
-        parts = np.ones((8, size // 32), np.float32)
+        parts = aligned((8, size // 32), np.float32)  # a register across two lines costs double
+        parts.fill(1)
         times, seconds = 1, 0.0
         while seconds < _SECONDS:
             times *= 2
