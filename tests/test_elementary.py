@@ -37,6 +37,26 @@ def sigmoid(x, out):
 
 
 @kernel
+def tanh_and_slope(x, out):
+    for i in range(x.size):
+        _, out[i] = elementary.tanh_and_slope(x[i])
+
+
+@kernel
+def sigmoid_and_slope(x, out):
+    for i in range(x.size):
+        _, out[i] = elementary.sigmoid_and_slope(x[i])
+
+
+@kernel
+def beside_slopes(x, of_tanh, of_sigmoid):
+    for i in range(x.size):
+        of_tanh[i], _ = elementary.tanh_and_slope(x[i])
+    for i in range(x.size):
+        of_sigmoid[i], _ = elementary.sigmoid_and_slope(x[i])
+
+
+@kernel
 def lstm_gates(x, out):
     """Five calls in one loop: what LLVM inlines once it might not inline five times."""
     for i in range(x.size):
@@ -44,12 +64,30 @@ def lstm_gates(x, out):
         out[i] = elementary.sigmoid(c * x[i]) * elementary.tanh(c)
 
 
-FUNCTIONS = {"exp": exp, "tanh": tanh, "sigmoid": sigmoid}
+FUNCTIONS = {
+    "exp": exp,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "tanh_and_slope": tanh_and_slope,
+    "sigmoid_and_slope": sigmoid_and_slope,
+}
 # In float64 with an error below 1e-8 ulp of float32, and to any number of digits.
-DOUBLE = {"exp": np.exp, "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
-EXACT = {"exp": mp.exp, "tanh": mp.tanh, "sigmoid": lambda x: 1 / (1 + mp.exp(-x))}
+DOUBLE = {
+    "exp": np.exp,
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh_and_slope": lambda x: 4 * np.exp(-2 * abs(x)) / (1 + np.exp(-2 * abs(x))) ** 2,
+    "sigmoid_and_slope": lambda x: np.exp(-abs(x)) / (1 + np.exp(-abs(x))) ** 2,
+}
+EXACT = {
+    "exp": mp.exp,
+    "tanh": mp.tanh,
+    "sigmoid": lambda x: 1 / (1 + mp.exp(-x)),
+    "tanh_and_slope": lambda x: mp.sech(x) ** 2,
+    "sigmoid_and_slope": lambda x: mp.sech(x / 2) ** 2 / 4,
+}
 # ulp: what the docstrings promise.
-BOUND = {"exp": 1, "tanh": 1.7, "sigmoid": 1.9}
+BOUND = {"exp": 1, "tanh": 1.7, "sigmoid": 1.9, "tanh_and_slope": 3.8, "sigmoid_and_slope": 3.3}
 
 
 def values(name, x):
@@ -109,8 +147,8 @@ def test_every_single(name):
     def check(chunk):
         return check_singles(name, np.arange(size, dtype=np.uint32) + np.uint32(chunk * size))
 
-    # tanh of a negative number is checked with that of the positive one
-    chunks = range(2 ** (31 if name == "tanh" else 32) // size)
+    # tanh of a negative number is checked with that of the positive one; slopes begin with |x|
+    chunks = range(2 ** (32 if name in ("exp", "sigmoid") else 31) // size)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         errors, sound = zip(*pool.map(check, chunks), strict=True)
     assert max(errors) <= BOUND[name]
@@ -158,6 +196,8 @@ def test_doubles(name):
         ("exp", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 1, 1, INF, INF]),
         ("tanh", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [-1, -1, -0.0, 0.0, 1, 1]),
         ("sigmoid", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 0.5, 0.5, 1, 1]),
+        ("tanh_and_slope", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 1, 1, 0, 0]),
+        ("sigmoid_and_slope", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 0.25, 0.25, 0, 0]),
     ],
 )
 def test_special_values(name, x, y, dtype):
@@ -170,6 +210,17 @@ def test_a_nan_stays_one(name, dtype):
     quiet = np.array([np.nan, -np.nan] * 20, dtype)  # long enough for the vector code
     assert np.isnan(values(name, quiet)).all()
     assert np.isnan(values(name, quiet[:1])).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_value_beside_a_slope_has_the_bits_of_the_value(dtype):
+    bits = np.arange(0, 2**32, 4093, np.uint64).astype(np.uint32)
+    x = bits.view(np.float32) if dtype == np.float32 else doubles()
+    x = x[~np.isnan(x)]
+    of_tanh, of_sigmoid = np.empty_like(x), np.empty_like(x)
+    beside_slopes(x, of_tanh, of_sigmoid)
+    assert same_bits(of_tanh, values("tanh", x))
+    assert same_bits(of_sigmoid, values("sigmoid", x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -188,7 +239,7 @@ def test_tanh_of_doubles_is_odd_and_at_most_one():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loop", [exp, tanh, sigmoid, lstm_gates], ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize("loop", [*FUNCTIONS.values(), lstm_gates], ids=lambda loop: loop.__name__)
 def test_a_loop_is_vector_code_of_one_dtype_without_a_branch(loop, dtype):
     fresh = kernel(loop.py_func)
     fresh._cache = NullCache()  # Numba shows no IR of what it loads
@@ -213,7 +264,9 @@ def test_the_result_has_the_dtype_of_the_argument(name, dtype):
     function = getattr(elementary, name)
     number = numba.from_dtype(np.dtype(dtype))
     function(dtype(1))
-    assert function.overloads[(number,)].signature.return_type == number
+    given_back = function.overloads[(number,)].signature.return_type
+    pair = numba.types.UniTuple(number, 2)
+    assert given_back == (pair if name.endswith("slope") else number)
 
 
 @pytest.mark.parametrize(

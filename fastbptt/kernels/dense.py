@@ -1,6 +1,6 @@
 """The elementwise part of a dense layer."""
 
-from .activations import slope, value
+from .activations import value_and_slope
 from .jit import kernel
 
 
@@ -8,6 +8,4 @@ from .jit import kernel
 def activate(act, a, h, slopes):
     """h = f(a) and slopes = f'(a), from flat a."""
     for j in range(a.size):
-        h[j] = value(act, a[j])
-    for j in range(a.size):
-        slopes[j] = slope(act, a[j])
+        h[j], slopes[j] = value_and_slope(act, a[j])

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..activations import Sigmoid, Tanh, slope
-from ..elementary import sigmoid, tanh
+from ..elementary import sigmoid, sigmoid_and_slope, tanh, tanh_and_slope
 from ..jit import implements
 from ..lines import line
 from . import (
@@ -171,26 +170,22 @@ def _gru_linearise(cell, p, at, j0, j1):
     by_n, by_r = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
     by_hn = line(p.factors, s + 4 * k, "factors")
     for j in range(j0, j1):
-        by_r[j] = slope(Sigmoid(), r[j]) * hn[j]
-        r[j] = sigmoid(r[j])
+        r[j], by_r[j] = sigmoid_and_slope(r[j])
     for j in range(j0, j1):
-        by_n[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
+        by_hn[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
     for j in range(j0, j1):
-        by_z[j] = slope(Sigmoid(), z[j])
+        z[j], by_z[j] = sigmoid_and_slope(z[j])
     for j in range(j0, j1):
-        z[j] = sigmoid(z[j])
-        n[j] += r[j] * hn[j]
+        n[j], by_n[j] = tanh_and_slope(n[j] + r[j] * hn[j])
     for j in range(j0, j1):
-        by_n[j] *= slope(Tanh(), n[j])
-    for j in range(j0, j1):
-        n[j] = tanh(n[j])
         h[j] = n[j] + z[j] * (before[j] - n[j])
+        by_h[j] = z[j]
     for j in range(j0, j1):
         by_z[j] *= before[j] - n[j]
     for j in range(j0, j1):
-        by_h[j] = z[j]
+        by_n[j] *= by_hn[j]
     for j in range(j0, j1):
-        by_r[j] *= by_n[j]
+        by_r[j] *= by_n[j] * hn[j]
     for j in range(j0, j1):
         by_hn[j] = by_n[j] * r[j]
 
@@ -244,10 +239,12 @@ def _gru_before_gate_linearise(cell, p, at, j0, j1):
     rh = line(p.a, at.a + 3 * k, "a3")
     by_h, by_r = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
     for j in range(j0, j1):
-        by_r[j] = slope(Sigmoid(), r[j]) * h[j]
+        rh[j], by_r[j] = sigmoid_and_slope(r[j])
     for j in range(j0, j1):
-        by_h[j] = sigmoid(r[j])
-        rh[j] = by_h[j] * h[j]
+        by_r[j] *= h[j]
+    for j in range(j0, j1):
+        by_h[j] = rh[j]
+        rh[j] *= h[j]
 
 
 @implements(gate_tangent, GRUResetBefore)
@@ -286,18 +283,18 @@ def _gru_before_linearise(cell, p, at, j0, j1):
     by_h, by_z = line(p.factors, s + 2 * k, "factors"), line(p.factors, s + 3 * k, "factors")
     by_n = line(p.factors, s + 4 * k, "factors")
     for j in range(j0, j1):
-        by_n[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
+        by_h[j] = sigmoid(-z[j])  # 1 - z, which near 1 would lose its digits
     for j in range(j0, j1):
-        by_n[j] *= slope(Tanh(), n[j])
+        z[j], by_z[j] = sigmoid_and_slope(z[j])
     for j in range(j0, j1):
-        by_z[j] = slope(Sigmoid(), z[j])
+        n[j], by_n[j] = tanh_and_slope(n[j])
     for j in range(j0, j1):
-        z[j], n[j] = sigmoid(z[j]), tanh(n[j])
+        by_n[j] *= by_h[j]
+    for j in range(j0, j1):
         h[j] = n[j] + z[j] * (before[j] - n[j])
+        by_h[j] = z[j]
     for j in range(j0, j1):
         by_z[j] *= before[j] - n[j]
-    for j in range(j0, j1):
-        by_h[j] = z[j]
 
 
 @implements(tangent, GRUResetBefore)

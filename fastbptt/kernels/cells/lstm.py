@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..activations import Sigmoid, Tanh, slope
-from ..elementary import sigmoid, tanh
+from ..elementary import sigmoid, sigmoid_and_slope, tanh, tanh_and_slope
 from ..jit import implements
 from ..lines import line
 from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
@@ -105,28 +104,30 @@ def _lstm_linearise(cell, p, at, j0, j1):
     by_c, by_f = line(p.factors, s, "factors"), line(p.factors, s + n, "factors")
     by_i, by_g = line(p.factors, s + 2 * n, "factors"), line(p.factors, s + 3 * n, "factors")
     by_o, by_h = line(p.factors, s + 4 * n, "factors"), line(p.factors, s + 5 * n, "factors")
+    # no loop writes two regions of one name: LLVM would fear that they overlap
     for j in range(j0, j1):
-        by_i[j] = slope(Sigmoid(), i[j])
+        i[j], by_i[j] = sigmoid_and_slope(i[j])
     for j in range(j0, j1):
-        by_f[j] = slope(Sigmoid(), f[j]) * before[j]
+        f[j], by_f[j] = sigmoid_and_slope(f[j])
     for j in range(j0, j1):
-        by_g[j] = slope(Tanh(), g[j])
+        g[j], by_g[j] = tanh_and_slope(g[j])
     for j in range(j0, j1):
-        by_o[j] = slope(Sigmoid(), o[j])
+        o[j], by_o[j] = sigmoid_and_slope(o[j])
     for j in range(j0, j1):
-        i[j], f[j], g[j], o[j] = sigmoid(i[j]), sigmoid(f[j]), tanh(g[j]), sigmoid(o[j])
         c[j] = f[j] * before[j] + i[j] * g[j]
+        by_c[j] = f[j]
+    for j in range(j0, j1):
+        by_f[j] *= before[j]
     for j in range(j0, j1):
         by_i[j] *= g[j]
     for j in range(j0, j1):
         by_g[j] *= i[j]
     for j in range(j0, j1):
-        by_c[j] = f[j]
-    for j in range(j0, j1):
-        by_h[j] = o[j] * slope(Tanh(), c[j])
-        h[j] = tanh(c[j])
+        h[j], by_h[j] = tanh_and_slope(c[j])
     for j in range(j0, j1):
         by_o[j] *= h[j]
+    for j in range(j0, j1):
+        by_h[j] *= o[j]
         h[j] *= o[j]
 
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..activations import Sigmoid, Tanh, slope
-from ..elementary import sigmoid, tanh
+from ..elementary import sigmoid, sigmoid_and_slope, tanh, tanh_and_slope
 from ..jit import implements
 from ..lines import line
 from . import (
@@ -110,10 +109,12 @@ def _mgu_gate_linearise(cell, p, at, j0, j1):
     h, f, fh = line(p.now, at.now, "h"), line(p.a, at.a, "a0"), line(p.a, at.a + 2 * k, "a2")
     by_h, by_f = line(p.factors, s, "factors"), line(p.factors, s + k, "factors")
     for j in range(j0, j1):
-        by_f[j] = h[j] * slope(Sigmoid(), f[j])
+        fh[j], by_f[j] = sigmoid_and_slope(f[j])
     for j in range(j0, j1):
-        by_h[j] = sigmoid(f[j])
-        fh[j] = by_h[j] * h[j]
+        by_f[j] *= h[j]
+    for j in range(j0, j1):
+        by_h[j] = fh[j]
+        fh[j] *= h[j]
 
 
 @implements(gate_tangent, MGU)
@@ -154,12 +155,11 @@ def _mgu_linearise(cell, p, at, j0, j1):
     for j in range(j0, j1):
         by_h[j] = sigmoid(-f[j])  # 1 - f, which near 1 would lose its digits
     for j in range(j0, j1):
-        by_f[j] = slope(Sigmoid(), f[j])
-        f[j] = sigmoid(f[j])
+        f[j], by_f[j] = sigmoid_and_slope(f[j])
     for j in range(j0, j1):
-        by_n[j] = f[j] * slope(Tanh(), n[j])
+        n[j], by_n[j] = tanh_and_slope(n[j])
     for j in range(j0, j1):
-        n[j] = tanh(n[j])
+        by_n[j] *= f[j]
         h[j] = before[j] + f[j] * (n[j] - before[j])
     for j in range(j0, j1):
         by_f[j] *= n[j] - before[j]

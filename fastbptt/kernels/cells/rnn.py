@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..activations import slope, slope_at_value, value
+from ..activations import slope_at_value, value, value_and_slope
 from ..jit import implements
 from ..lines import line
 from . import Design, Slots, adjoint, cotangent, linearise, slots, step, tangent
@@ -59,9 +59,7 @@ def _rnn_linearise(cell, p, at, j0, j1):
     a, h = line(p.a, at.a, "a0"), line(p.after, at.after, "h")
     s = line(p.factors, at.factors, "factors")
     for j in range(j0, j1):
-        s[j] = slope(cell.act, a[j])
-    for j in range(j0, j1):
-        h[j] = value(cell.act, a[j])
+        h[j], s[j] = value_and_slope(cell.act, a[j])
 
 
 @implements(tangent, RNN)
