@@ -186,7 +186,9 @@ class LayerPass:
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
         threads = available(self._most)
         members = _unit_members(threads, layer, N)
-        by_units, threads = members > 0, members or threads
+        # members without a sequence would wait for the weight gradients: of one sequence of 64 or
+        # 128 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
+        by_units, threads = members > 0, members or max(1, min(threads, N))
         shapes = _scratch(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
         # all that goes when this layer is done: nothing that is returned may look at it
         dh, dc, chunk, *scratch = pieces(dtype, shapes)
