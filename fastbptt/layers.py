@@ -12,7 +12,7 @@ from .kernels.gradients import Sums
 from .kernels.memory import aligned, pieces
 from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
-from .kernels.team import ALONE, Team, board
+from .kernels.team import ALONE, Team, board, close
 from .sequences import Sequences
 from .threads import available, share, side_by_side
 from .weights import Layer, Sizes
@@ -20,11 +20,12 @@ from .weights import Layer, Sizes
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
-# Chunks for each of several threads between two meetings.
+# Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.
 _CHUNKS_AHEAD = 2
-# Multiply-adds of one call of a kernel, some tens of ms: Ctrl-C is heard between two.  For several
-# threads a call is a hand-over of 0.1 ms: calls a fifth as long took two of them 5 to 8 % more.
+# Multiply-adds of one call of a forward kernel, some 50 ms: Ctrl-C is heard between two.  For
+# several threads a call is a hand-over of 0.1 ms: calls a fifth as long took two 5 to 8 % more.
 _CALL = 4e9
+_STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
 # takes 0.05 us, and to fetch the other's part of h another 0.1.  With 24 KB (a GRU of 64 units) two
 # members took 0.75 us a step and one 0.60.  Where there are rows enough for all threads a team does
@@ -53,7 +54,9 @@ def _unit_members(threads: int, layer: Layer, N: int) -> int:
 def _together(work: Callable[[int, Team], None], members: int) -> None:
     """Call work(i, team) for each member of a team, side by side."""
     common = board(members)
-    side_by_side([partial(work, i, Team(common, i == 0)) for i in range(members)])
+    works = [partial(work, i, Team(common, i == 0)) for i in range(members)]
+    # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
+    side_by_side(works, partial(close, common))
 
 
 class LayerGradients(NamedTuple):
@@ -139,15 +142,10 @@ class LayerPass:
         def alone(t0: int, t1: int, b0: int, b1: int) -> None:
             rows(t0, t1, b0, b1)(0, ALONE)
 
-        self._call = self._steps
-        if self._steps < T:
-            chunk = self._cost(layer, sequences, 0, self._steps)
-            self._call *= max(1, int(_CALL / chunk)) if chunk else T
-        self._most = 0.0  # multiply-adds of a call: none has more than the first
-        for t0 in range(0, T, self._call):
-            t1 = min(t0 + self._call, T)
+        call = self._call_steps(layer, N, T)
+        for t0 in range(0, T, call):
+            t1 = min(t0 + call, T)
             cost = self._cost(layer, sequences, t0, t1)
-            self._most = max(self._most, cost)
             threads = available(cost)
             if threads == 1 and N:
                 alone(t0, t1, 0, N)
@@ -157,6 +155,14 @@ class LayerPass:
                 share(partial(alone, t0, t1), sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
+
+    def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
+        """Steps of a call of a kernel that does `work` times what a forward pass does."""
+        if self._steps >= T:
+            return self._steps
+        H, Hp = layer.hidden_size, layer.sizes.Hp
+        step = N * len(layer.design.gates) * Hp * (layer.input_size + H) + _STEP
+        return max(1, int(_CALL / (work * step * self._steps))) * self._steps
 
     @staticmethod
     def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
@@ -184,7 +190,9 @@ class LayerPass:
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
-        threads = available(self._most)
+        call = self._call_steps(layer, N, T, work=2)
+        # no later steps have more rows
+        threads = available(self._cost(layer, sequences, 0, min(call, T)))
         members = _unit_members(threads, layer, N)
         # members without a sequence would wait for the weight gradients: of one sequence of 64 or
         # 128 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
@@ -211,9 +219,10 @@ class LayerPass:
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
             descend(cell, dy, x, memory, d, sums[i], starts, width, span, team, by_units)
 
-        for t1 in range(T, 0, -self._call):
-            span = (max(0, t1 - self._call), t1, steps)
-            if threads == 1:
+        for t1 in range(T, 0, -call):
+            t0 = max(0, t1 - call)
+            span = (t0, t1, steps)
+            if threads == 1 or available(self._cost(layer, sequences, t0, t1)) == 1:
                 work(span, 0, ALONE)
             else:
                 _together(partial(work, span), threads)

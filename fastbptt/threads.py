@@ -236,8 +236,13 @@ else:
         return 0
 
 
-def side_by_side(works: list[Callable[[], None]]) -> None:
-    """Call the first here and each other in a thread of its own, on Linux on its own core."""
+def side_by_side(
+    works: Sequence[Callable[[], None]], ended: Callable[[], None] = lambda: None
+) -> None:
+    """Call the first here and each other in a thread of its own, on Linux on its own core.
+
+    ended() is called here when the first has ended or, by an error, will not begin.
+    """
     if len(works) <= 1:
         for work in works:
             work()
@@ -261,6 +266,7 @@ def side_by_side(works: list[Callable[[], None]]) -> None:
                     _give_way()  # to those that woke here
                 works[0]()
             finally:
+                ended()
                 errors += [e for e in [outcome() for outcome in outcomes] if e is not None]
         if errors:
             raise errors[0]

@@ -156,8 +156,8 @@ class Trace:
         Gradients
             `params` (dict under PyTorch's names), `x` and `state` (dL/d initial state); with
             `per_step` a dict of "h" (and "c") (L·D,T,B,H): all of dL/dh_t, by every way.  Exactly
-            zero beyond a sequence's length.  Sums over steps and rows are made of blocks of 256,
-            so that their rounding grows with T·B / 256.  What lies below the smallest normal number
+            zero beyond a sequence's length.  Sums over steps and rows are made of blocks of 192,
+            so that their rounding grows with T·B / 192.  What lies below the smallest normal number
             (1.2e-38 in float32) may become 0: some processors take a hundred times as long for it.
 
         Raises

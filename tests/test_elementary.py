@@ -49,11 +49,15 @@ def sigmoid_and_slope(x, out):
 
 
 @kernel
-def beside_slopes(x, of_tanh, of_sigmoid):
+def tanh_in_place(x, slope):
     for i in range(x.size):
-        of_tanh[i], _ = elementary.tanh_and_slope(x[i])
+        x[i], slope[i] = elementary.tanh_and_slope(x[i])
+
+
+@kernel
+def sigmoid_in_place(x, slope):
     for i in range(x.size):
-        of_sigmoid[i], _ = elementary.sigmoid_and_slope(x[i])
+        x[i], slope[i] = elementary.sigmoid_and_slope(x[i])
 
 
 @kernel
@@ -213,14 +217,15 @@ def test_a_nan_stays_one(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_value_beside_a_slope_has_the_bits_of_the_value(dtype):
+@pytest.mark.parametrize(("name", "pair"), [("tanh", tanh_in_place), ("sigmoid", sigmoid_in_place)])
+def test_the_value_beside_a_slope_has_the_bits_of_the_value(name, pair, dtype):
     bits = np.arange(0, 2**32, 4093, np.uint64).astype(np.uint32)
     x = bits.view(np.float32) if dtype == np.float32 else doubles()
     x = x[~np.isnan(x)]
-    of_tanh, of_sigmoid = np.empty_like(x), np.empty_like(x)
-    beside_slopes(x, of_tanh, of_sigmoid)
-    assert same_bits(of_tanh, values("tanh", x))
-    assert same_bits(of_sigmoid, values("sigmoid", x))
+    value, slope = x.copy(), np.empty_like(x)
+    pair(value, slope)
+    assert same_bits(value, values(name, x))
+    assert same_bits(slope, values(f"{name}_and_slope", x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -239,7 +244,11 @@ def test_tanh_of_doubles_is_odd_and_at_most_one():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loop", [*FUNCTIONS.values(), lstm_gates], ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize(
+    "loop",
+    [*FUNCTIONS.values(), tanh_in_place, sigmoid_in_place, lstm_gates],
+    ids=lambda loop: loop.__name__,
+)
 def test_a_loop_is_vector_code_of_one_dtype_without_a_branch(loop, dtype):
     fresh = kernel(loop.py_func)
     fresh._cache = NullCache()  # Numba shows no IR of what it loads

@@ -49,6 +49,27 @@ def test_who_comes_in_time_is_a_member_and_who_is_late_is_not():
 
 
 @pytest.mark.usefixtures("compiled")
+def test_who_waits_for_a_leader_that_is_interrupted_does_not_wait_for_ever():
+    got = []
+
+    def work(i, given):
+        if given.leads:
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+        got.append(team.join(given)[1])
+
+    def call():
+        with pytest.raises(KeyboardInterrupt):
+            layers._together(work, 3)
+        got.append("raised")
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert got == [0, 0, "raised"]
+
+
+@pytest.mark.usefixtures("compiled")
 def test_a_barrier_waits_for_all_and_a_team_that_waited_long_parts_at_the_next():
     leader, second = members_of(2)
     thread, got = in_thread(team.barrier, leader, 0, 2, 1)

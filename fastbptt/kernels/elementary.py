@@ -1,14 +1,15 @@
-"""exp, tanh and sigmoid of a float32 or float64 scalar, without a branch (design.md D3).
+"""exp, tanh, sigmoid and the slopes of both, of a float32 or float64 scalar, without a branch.
 
 A loop over them becomes vector code in either dtype, which a loop over `math.exp` does not: Numba
 calls libm once an element.  The error bounds are in ulp of the result: the roundings added up at
 their worst, which tests/test_elementary.py finds nearly reached.  Results may be subnormal.
 
-All three stand on exp(x) = 2^n (1 + expm1(r)) with x = n ln 2 + r and |r| <= ln(2) / 2; ln 2 in two
+All stand on exp(x) = 2^n (1 + expm1(r)) with x = n ln 2 + r and |r| <= ln(2) / 2; ln 2 in two
 parts and the quotient in tanh follow Cody & Waite, Software Manual for the Elementary Functions
 (1980), the chapters on exp and tanh; see also Muller, Elementary Functions (3rd ed. 2016), chapters
-3 and 11.  tests/make_coefficients.py makes the coefficients.  All are inlined: constants leave a
-loop that they stand in, and LLVM by itself finds those of float64 too many to be inlined.
+3 and 11.  See also design.md D3.  tests/make_coefficients.py makes the coefficients.  All are
+inlined: constants leave a loop that they stand in, and LLVM by itself finds those of float64 too
+many to be inlined.
 """
 
 import math

@@ -6,8 +6,8 @@ a chunk of steps ahead of it and the weight gradients (`weight_gradients`) behin
 Rows.  N sequences lie longest first, and after each other lie the rows of the steps: state t has
 rows starts[t] .. starts[t+1]-1 of h, one for each sequence of at least t steps, so that state 0 has
 N; what belongs to step t (x, a, dy) has the same rows less N as state t+1.  Where all lengths are
-equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, and as one of a team a
-part of their units: then each step ends at a barrier.
+equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, or as one of a team a
+part of all sequences' units: then each step ends at a barrier.
 """
 
 from .cells import At, adjoint, gate, gate_adjoint, slots, step
@@ -307,23 +307,24 @@ def _sequences_of(starts, t0, t1, number, members):
 def descend(cell, dy, x, m, d, sums, starts, width, span, team, by_units):
     """`_backward` and `gradients.weight_gradients` for the steps t0 .. t1-1, the last at first.
 
-    `span` is (t0, t1, steps): d.da holds so many steps for each member of the team.  Members share
-    the units of all sequences `by_units`, else the sequences, and meet before and after the weight
-    gradients, to which each sees in its cache for a part.  Python has no turn in between: that
-    would cost one thread a tenth of a step of few flops, and several an eighth at B = 32, H = 64.
+    `span` is (t0, t1, steps), steps those of a chunk, of which d.da holds one or several.  Members
+    of the team share the units of all sequences `by_units`, else the sequences, and meet before and
+    after the weight gradients, of which each adds its own rows.  Python has no turn in between:
+    that would cost one thread a tenth of a step of few flops, and several an eighth at B = 32,
+    H = 64.
     """
     number, members = join(team)
     t0, t1, steps = span
     meeting = 1
     b0, b1 = 0, starts[1]
-    if not by_units and members > 1:
-        b0, b1 = _sequences_of(starts, t0, t1, number, members)
     held = d.da.shape[0] // max(1, starts[1])
     if held < t1 - t0:
         held = max(steps, held // steps * steps)
     end = t1
     while end > t0 and members > 0:
         begin = max(t0, end - held)
+        if not by_units and members > 1:
+            b0, b1 = _sequences_of(starts, begin, end, number, members)
         own = (begin, end, b0, b1)
         if by_units:
             member = (number, members, meeting)

@@ -1,9 +1,11 @@
-"""Threads that work on one step together: who takes part, and the barrier between two steps.
+"""Threads that work together in one kernel: who takes part, and where they wait for each other.
 
 One sequence cannot be shared out by rows.  Its units can, if every step waits for all of them: then
 each core reads its own part of W from its own L2.  Nobody waits long for a member that does not
-run: the team is who has come when its leader closes it, one if need be, and it parts where a member
-waits too long (on two cores that two others kept busy, three members took 2.4 s for 8 ms of work).
+run: the team is who has come when its leader closes it, one if need be, and one that meets at every
+step parts where a member waits too long (on two cores that two others kept busy, three members took
+2.4 s for 8 ms of work).  Where members have sequences of their own they meet some times in a call,
+and wait as long as it takes.
 """
 
 import os
@@ -53,6 +55,15 @@ def board(wanted: int) -> np.ndarray:
     board = cache_lines(_ARRIVED // _LINE + wanted).reshape(-1)
     board[_WANTED] = wanted
     return board
+
+
+def close(board: np.ndarray) -> None:
+    """Let those go that wait for a leader who did not join; after `join` it does nothing.
+
+    To be called by the leader's thread.
+    """
+    if board[_SIZE] == 0:
+        board[_SIZE] = -1
 
 
 def _place(context, builder, array_type, array, index):
@@ -145,7 +156,10 @@ def awaited(board, row, value, most, then):
 
 @kernel
 def join(team):
-    """(own number, members): the leader is number 0; members 0 for who comes too late."""
+    """(own number, members): the leader is number 0; members 0 for who comes too late.
+
+    And for all others where the leader does not come: see `close`.
+    """
     board = team.board
     if board.size == 0:
         return 0, 1
@@ -166,19 +180,22 @@ def join(team):
         spins += 1
         _pause(spins > _PATIENCE)
         members = _load(board, _SIZE)
-    return number, members
+    return number, max(0, members)
 
 
 @kernel
-def meet(team, number, members, meeting):
-    """Go on when all have come to this `meeting`, the first being 1; the pauses until then."""
+def meet(team, number, members, meeting, patience=_SHORT):
+    """Go on when all have come to this `meeting`, the first being 1; the pauses until then.
+
+    After `patience` pauses each offers the core to others.
+    """
     board = team.board
     _store(board, _ARRIVED + _LINE * number, meeting)
     spins = 0
     for other in range(members):
         while _load(board, _ARRIVED + _LINE * other) < meeting:
             spins += 1
-            _pause(spins > _PATIENCE)
+            _pause(spins > patience)
     return spins
 
 
@@ -189,7 +206,7 @@ def barrier(team, number, members, meeting):
     Where the team parts, its leader goes on as the only member and for the others members is 0.
     """
     board = team.board
-    spins = meet(team, number, members, meeting)
+    spins = meet(team, number, members, meeting, _PATIENCE)
     if spins > _SHORT and _fetch_add(board, _WAITED, spins) + spins > _BUDGET:
         _set_if_zero(board, _LAST, meeting + 1)  # which all will have seen when that one is over
     last = _load(board, _LAST)

@@ -61,7 +61,7 @@ class Adjoints(NamedTuple):
 
     dh: np.ndarray  # (N,Hp)
     dc: np.ndarray  # (N,Hp), no rows without a c
-    da: np.ndarray  # (rows of a chunk, slots·Hp)
+    da: np.ndarray  # (rows of some chunks, slots·Hp)
     dx: np.ndarray  # (S,Ip), no rows if not wanted
     step_h: np.ndarray  # (S,Hp): dL/dh of every step, no rows if not wanted
     step_c: np.ndarray  # (S,Hp)

@@ -104,7 +104,7 @@ def _lstm_linearise(cell, p, at, j0, j1):
     by_c, by_f = line(p.factors, s, "factors"), line(p.factors, s + n, "factors")
     by_i, by_g = line(p.factors, s + 2 * n, "factors"), line(p.factors, s + 3 * n, "factors")
     by_o, by_h = line(p.factors, s + 4 * n, "factors"), line(p.factors, s + 5 * n, "factors")
-    # no loop writes two regions of one name: LLVM would fear that they overlap
+    # no loop writes two lines of one region: LLVM would fear that they overlap
     for j in range(j0, j1):
         i[j], by_i[j] = sigmoid_and_slope(i[j])
     for j in range(j0, j1):
