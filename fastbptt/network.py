@@ -197,7 +197,8 @@ class Network:
         Returns
         -------
         output : ndarray (T,B,D·H), (B,T,D·H) or (T,D·H)
-            h_1 .. h_T; zeros beyond a length.
+            h_1 .. h_T; zeros beyond a length.  What lies below the smallest normal number
+            (1.2e-38 in float32) may become 0, as in `Trace.backward`.
         state : as `state`
             After the last step of each sequence (in the reverse direction: after its first); of a
             sequence of no steps the one given.

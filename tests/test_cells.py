@@ -529,3 +529,23 @@ def test_a_gradient_vanishes_past_the_subnormal_numbers_and_leaves_them_to_other
         if platform.machine() in ("x86_64", "AMD64"):
             assert not ((size > 0) & (size < tiny)).any()
     assert (np.full(64, tiny) / np.float32(8) > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gate_all_but_closed_is_closed_and_leaves_subnormal_numbers_to_others(
+    kind, options, count, monkeypatch
+):
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    net = getattr(fb, kind)(3, 8, rng=0, **options)
+    x = np.random.default_rng(0).normal(size=(300, 4, 3)).astype(np.float32) * np.float32(300)
+    with threads.num_threads(count):
+        inside = net.trace(x).inside()
+    tiny = np.finfo(np.float32).tiny
+    for letter in set(inside) & set("rzifo"):
+        size = np.abs(inside[letter])
+        assert size.max() > tiny
+        assert (size < tiny).any()
+        if platform.machine() in ("x86_64", "AMD64"):
+            assert not ((size > 0) & (size < tiny)).any()
+    assert (np.full(64, tiny) / np.float32(8) > 0).all()

@@ -83,10 +83,12 @@ def forward(cell, x, m, starts, width, span, team):
     """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and x (S,I..).
 
     A team of several shares all of m, and its Hp is more than one block (`slots_matmul`).
+    Subnormal results are 0.
     """
     number, members = join(team)
     if members == 0:
         return
+    state = flush_subnormals()
     t0, t1, b0, b1 = span
     n = slots(cell)
     Hp, wide, N = m.h.shape[1], m.a.shape[1], starts[1]
@@ -131,6 +133,7 @@ def forward(cell, x, m, starts, width, span, team):
                 if members > 1:
                     members, meeting = barrier(team, number, members, meeting)
                     if members == 0:
+                        restore(state)
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
@@ -158,9 +161,11 @@ def forward(cell, x, m, starts, width, span, team):
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
                 if members == 0:
+                    restore(state)
                     return
                 u0, u1 = part(number, members, Hp, VECTORS * width)
                 last = (u1 - u0 - 1) // block
+    restore(state)
 
 
 @kernel(part=True)
