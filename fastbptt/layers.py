@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 19
 # Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.
 _CHUNKS_AHEAD = 2
 # Multiply-adds of one call of a forward kernel, some 50 ms: Ctrl-C is heard between two.  For
-# several threads a call is a hand-over of 0.1 ms: calls a fifth as long took two 5 to 8 % more.
+# several threads a call is a hand-over of 0.1 ms: calls a quarter as long took two 1 to 8 % more.
 _CALL = 4e9
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 # Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two

@@ -14,13 +14,7 @@ from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .gradients import weight_gradients
 from .jit import kernel
 from .lines import line, whole
-from .panels import (
-    BLOCK,
-    VECTORS,
-    nothing,
-    row_matmul,
-    rows_matmul,
-)
+from .panels import BLOCK, VECTORS, nothing, row_matmul, rows_matmul
 from .simd import fetch, flush_subnormals, restore, rows, shifted
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, meet, part
