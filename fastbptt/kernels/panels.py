@@ -31,7 +31,7 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # does not hold, longer streams of them read 8 % faster.
 _PAIRED = (1 << 15) // (2 * VECTORS * REGISTER_BYTES)
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
-_FETCHING = TOGETHER // VECTORS + 1  # rows from which a tile fetches
+FETCHING = TOGETHER // VECTORS + 1  # rows from which a tile fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 
@@ -125,6 +125,28 @@ def _row_matmul(A, W, K, width, N, S, C, long):
         first += onwards
 
 
+@kernel(part=True)
+def _few_rows_matmul(A, M, W, K, width, N, S, C):
+    """`panel_matmul` of two or three rows: as of one, W is most of what they read."""
+    panel, across = VECTORS * width, _WIDE2 if M == 2 else _WIDE3
+    j = 0
+    while j < N:
+        w = shifted(W, j * K, panel * K)
+        s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
+        if j + across * panel <= N:
+            if M == 2:
+                _wide2(A, w, K, s, c, w)
+            else:
+                _wide3(A, w, K, s, c, w)
+            j += across * panel
+        else:
+            if j + panel <= N:
+                _full_tiles(M, 1, A, w, K, s, c, w)
+            else:
+                _half_tiles(M, 1, A, w, K, s, c, w)
+            j += panel
+
+
 @kernel(part=True, inlined=True)
 def nothing(place):
     """What `rows_matmul` is told to fetch where that is nothing."""
@@ -141,6 +163,9 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     brought to L2, evenly: in a burst, the lines on their way leave no room for the product's own.
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
+    if 2 <= M <= 3:
+        _few_rows_matmul(A, M, W, K, width, N, S, C)
+        return
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
     # one row would cost as three
@@ -150,47 +175,40 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     size = 0
     for run in range(len(soon)):
         size += soon[run][1]
-    wanted = M >= _FETCHING and 0 < size * itemsize <= _MOST_SOON
+    wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
     ahead = nowhere = shifted(W, 0, 0)
     j = n = until = begun = run = 0
     while j < N:
         w = shifted(W, j * K, panel * K)
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
-        if M == 2 and j + _WIDE2 * panel <= N:
-            _wide2(A, w, K, s, c, w)
-            j += _WIDE2 * panel
-        elif M == 3 and j + _WIDE3 * panel <= N:
-            _wide3(A, w, K, s, c, w)
-            j += _WIDE3 * panel
-        else:
-            if not wanted:
-                # The next panel is on its way while the tiles read this one, a part of it by each:
-                # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
-                # less.
-                ahead = shifted(w, panel * K, panel // count) if WEIGHTS_AHEAD else nowhere
-            r = done = 0
-            while done < count:
-                while wanted and n == until and run < len(soon):
-                    begun += soon[run][1]
-                    # of the tiles that fetch: those of half a panel do not
-                    until = N // panel * count * begun // size
-                    steps = max(1, until - n) * K
-                    ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
-                    run += 1
-                height, some = (tall, more - done) if done < more else (tall - 1, count - done)
-                if n < until:
-                    some = min(some, until - n)
-                a = shifted(A, r * A[1], A[1])
-                begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
-                if j + panel <= N:
-                    _full_tiles(height, some, a, w, K, begin, end, ahead)
-                else:
-                    _half_tiles(height, some, a, w, K, begin, end, ahead)
-                ahead = shifted(ahead, some * K * ahead[1], ahead[1])
-                n += some
-                done += some
-                r += some * height
-            j += panel
+        if not wanted:
+            # The next panel is on its way while the tiles read this one, a part of it by each:
+            # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 %
+            # less.
+            ahead = shifted(w, panel * K, panel // count) if WEIGHTS_AHEAD else nowhere
+        r = done = 0
+        while done < count:
+            while wanted and n == until and run < len(soon):
+                begun += soon[run][1]
+                # of the tiles that fetch: those of half a panel do not
+                until = N // panel * count * begun // size
+                steps = max(1, until - n) * K
+                ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
+                run += 1
+            height, some = (tall, more - done) if done < more else (tall - 1, count - done)
+            if n < until:
+                some = min(some, until - n)
+            a = shifted(A, r * A[1], A[1])
+            begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
+            if j + panel <= N:
+                _full_tiles(height, some, a, w, K, begin, end, ahead)
+            else:
+                _half_tiles(height, some, a, w, K, begin, end, ahead)
+            ahead = shifted(ahead, some * K * ahead[1], ahead[1])
+            n += some
+            done += some
+            r += some * height
+        j += panel
 
 
 @kernel(part=True)

@@ -222,13 +222,18 @@ def kept(typingctx, constants):
     return constants(constants), codegen
 
 
-@intrinsic
-def fetch(typingctx, place):
-    """Have the cache line at `place` brought to L1 while the processor goes on."""
+def _fetching(cache: int) -> Any:
+    @intrinsic
+    def fetch(typingctx, place):
+        def codegen(context, builder, sig, args):
+            pointer, _ = cgutils.unpack_tuple(builder, args[0])
+            prefetch(builder, pointer, cache)
+            return context.get_dummy_value()
 
-    def codegen(context, builder, sig, args):
-        pointer, _ = cgutils.unpack_tuple(builder, args[0])
-        prefetch(builder, pointer, TO_L1)
-        return context.get_dummy_value()
+        return types.void(place), codegen
 
-    return types.void(place), codegen
+    return fetch
+
+
+# Have the cache line at a place brought to L1 or L2 while the processor goes on.
+fetch, fetch_far = _fetching(TO_L1), _fetching(TO_L2)

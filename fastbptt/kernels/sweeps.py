@@ -14,11 +14,14 @@ from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .gradients import weight_gradients
 from .jit import kernel
 from .lines import line, whole
-from .panels import BLOCK, VECTORS, nothing, row_matmul, rows_matmul
-from .simd import fetch, flush_subnormals, restore, rows, shifted
+from .panels import BLOCK, FETCHING, VECTORS, nothing, row_matmul, rows_matmul
+from .simd import REGISTER_BYTES, fetch, fetch_far, flush_subnormals, restore, rows, shifted
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, meet, part
 
+# Bytes of W_hh that L2 holds beside what was fetched a step before: where they were 1 MB, and L2
+# too, fetching took 2 % more than it gained.
+_STAYS = 3 << 18
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
@@ -70,6 +73,26 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
         rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
         rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),
     )
+
+
+@kernel(part=True)
+def _fetch_before(dy, m, starts, t, b0, M, width, j0, j1):
+    """Have what step t-1 reads of the units j0 .. j1-1 brought to L2.
+
+    For rows too few for a product to do it (`_soon_backward`): waiting for dy and h was a tenth of
+    a backward pass of one sequence of 256 units.
+    """
+    Hp, wide, before = m.h.shape[1], m.a.shape[1], max(t - 1, 0)
+    state, step = starts[before] + b0, starts[before + 1] - starts[1] + b0
+    for r in range(M):
+        for j in range(j0, j1, width):
+            fetch_far(rows(dy, (step + r) * Hp + j, 0))
+            fetch_far(rows(m.h, (state + r) * Hp + j, 0))
+            if m.c.shape[0] > 0:
+                fetch_far(rows(m.c, (state + r) * Hp + j, 0))
+            if m.a.shape[0] > 0:
+                for slot in range(0, wide, Hp):
+                    fetch_far(rows(m.a, (step + r) * wide + slot + j, 0))
 
 
 @kernel
@@ -185,6 +208,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
     w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
+    room = _STAYS // REGISTER_BYTES * width
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
@@ -204,6 +228,8 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
                 K, units = head * Hp, j1 - j0
+                if M < FETCHING and last > 0 and head * Hp * (u1 - u0) <= room:
+                    _fetch_before(dy, m, starts, t, b0, M, width, j0, j1)
                 if later == 1:
                     row_matmul(source, w, K, width, units, above, dh)
                 else:
