@@ -76,12 +76,13 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
 
 
 @kernel(part=True)
-def _fetch_before(dy, m, starts, t, b0, M, width, j0, j1):
-    """Have what step t-1 reads of the units j0 .. j1-1 brought to L2.
+def _fetch_before(dy, m, starts, t, some, units, width):
+    """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
 
     For rows too few for a product to do it (`_soon_backward`): waiting for dy and h was a tenth of
     a backward pass of one sequence of 256 units.
     """
+    (b0, M), (j0, j1) = some, units
     Hp, wide, before = m.h.shape[1], m.a.shape[1], max(t - 1, 0)
     state, step = starts[before] + b0, starts[before + 1] - starts[1] + b0
     for r in range(M):
@@ -229,7 +230,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
                 K, units = head * Hp, j1 - j0
                 if M < FETCHING and last > 0 and head * Hp * (u1 - u0) <= room:
-                    _fetch_before(dy, m, starts, t, b0, M, width, j0, j1)
+                    _fetch_before(dy, m, starts, t, (b0, M), (j0, j1), width)
                 if later == 1:
                     row_matmul(source, w, K, width, units, above, dh)
                 else:
