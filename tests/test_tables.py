@@ -322,3 +322,34 @@ def test_no_gradient_of_a_relu_hangs_on_rounding(table):
     assert not kept[20:].all()
     np.testing.assert_array_equal(data.dy[kept], plain.dy[kept])
     assert not data.dy[~kept].any()
+
+
+@pytest.mark.parametrize(
+    ("jax", "at_limit", "said"),
+    [(2.0, "2.47", "beyond the limit"), (2.5, "3.09", "**missed**"), (3.1, "3.83", "met")],
+)
+def test_a_bar_beyond_what_a_stream_can_reach(table, written, jax, at_limit, said):
+    # 77,824 operations a step take 0.778 us, 64 tanhs 0.032
+    seconds = {
+        "fastbptt": [1] * 3,
+        "jax (1)": [jax] * 3,
+        "torch (1)": [9] * 3,
+        "forward": [0.2] * 3,
+    }
+    gflops = {"gflops": 77.824, "share_of_peak": 0.77824}
+    stream = case("forward", ONE, "rnn", seconds, **gflops) | {"task": "stream", "k": 8}
+    text = table.text(table.read([written(LIMITS, stream)]), None)
+    (row,) = rows(text, "H, k")
+    assert (row["jax, at the limit"], row["bar"]) == (at_limit, said)
+
+
+def test_what_full_measures_beside_the_usual_rows(table, written):
+    relu = SLOW | {"nonlinearity": "relu", "kind": "relu"}
+    double = [row | {"dtype": "float64", "peak_gflops": 50} for row in (WON, SLOW)]
+    text = table.text(table.read([written(LIMITS, WON, relu, *double)]), None)
+    assert len(rows(text, "T, B, I, H")) == 1
+    some, both = rows(text, "task")
+    assert list(some.values())[1:] == ["relu", "float32", "1 of 1", "0 of 1", "1.25", "1.25"]
+    assert list(both.values())[1:] == ["tanh", "float64", "2 of 2", "2 of 2", "1.25", "1.58"]
+    missed = rows(text[text.index("Those below their bar:") :], "T, B, I, H")
+    assert [row["cell"] for row in missed] == ["relu"]
