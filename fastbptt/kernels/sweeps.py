@@ -19,9 +19,11 @@ from .simd import REGISTER_BYTES, fetch, fetch_far, flush_subnormals, restore, r
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, meet, part
 
-# Bytes of W_hh that L2 holds beside what was fetched a step before: where they were 1 MB, and L2
-# too, fetching took 2 % more than it gained.
-_STAYS = 3 << 18
+# Of few sequences, what a step back reads is fetched a step before where all of it is more bytes
+# than L2 keeps from the forward pass, and W_hh so few that L2 holds what was fetched beside it.
+# A plain net of 64 units took 1 to 4 % longer with it at 1000 and 2000 steps, of 512 units, 1 MB
+# of W_hh, 2 %.
+_AWAY, _STAYS = 3 << 19, 3 << 18
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
@@ -79,8 +81,8 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
 def _fetch_before(dy, m, starts, t, some, units, width):
     """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
 
-    For rows too few for a product to do it (`_soon_backward`): waiting for dy and h was a tenth of
-    a backward pass of one sequence of 256 units.
+    For rows too few for a product to do it (`_soon_backward`): without it, a train step of 1 to 4
+    long sequences of 64 units took 10 to 35 % longer, one of 256 units 5 %.
     """
     (b0, M), (j0, j1) = some, units
     Hp, wide, before = m.h.shape[1], m.a.shape[1], max(t - 1, 0)
@@ -209,7 +211,9 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
     w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
-    room = _STAYS // REGISTER_BYTES * width
+    itemsize = REGISTER_BYTES // width
+    read = (dy.size + m.h.size + m.c.size + m.a.size) * itemsize
+    ahead = read > _AWAY and head * Hp * (u1 - u0) * itemsize <= _STAYS
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
@@ -229,7 +233,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
                 K, units = head * Hp, j1 - j0
-                if M < FETCHING and last > 0 and head * Hp * (u1 - u0) <= room:
+                if ahead and M < FETCHING:
                     _fetch_before(dy, m, starts, t, (b0, M), (j0, j1), width)
                 if later == 1:
                     row_matmul(source, w, K, width, units, above, dh)
