@@ -21,8 +21,8 @@ from .cells import (
     tangent,
 )
 from .jit import implements, kernel
-from .panels import nothing, panel_matmul
-from .simd import rows, shifted
+from .panels import FETCHING, nothing, panel_matmul
+from .simd import fetch_far, rows, shifted
 from .slots import slots_matmul
 from .small import copy
 
@@ -101,6 +101,15 @@ def _first_column(chain, n, block, l):
 
 
 @kernel(part=True)
+def _fetch_before(chain, n, l, t):
+    """Have the factors of the step before t brought to L2: a row alone waits for them."""
+    count = n.factors * chain.Hp
+    place = (max(t - 1, 0) * chain.layers + l) * count
+    for j in range(0, count, chain.width):
+        fetch_far(rows(chain.factors, place + j, 0))
+
+
+@kernel(part=True)
 def _at(chain, n, block, g, l, t):
     """The rows of group g in layer l at step t."""
     stride, wide = block.now.shape[1], block.a.shape[1]
@@ -176,6 +185,8 @@ def _pull_linearised(chain, steps, block):
         w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * Hp, 0)
         a = rows(block.a, _first_column(chain, n, block, l), wide)
         for g in range(groups):
+            if M < FETCHING:
+                _fetch_before(chain, n, l, steps[g])
             cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         if gated:
             source, c = shifted(a, n.gate * Hp, wide), shifted(a, n.last * Hp, wide)
