@@ -317,6 +317,19 @@ def test_the_bits_depend_neither_on_threads_nor_on_chunks(kind, options, dtype, 
         fb.set_num_threads(before)
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM"])
+def test_few_long_sequences_have_the_bits_of_many(kind):
+    # what the next step reads of one to four is fetched, of more the products do it
+    rng = np.random.default_rng(0)
+    net, lengths = getattr(fb, kind)(5, 64, rng=0), [2400, 1700, 2400, 9, 2000, 2399, 0]
+    x, dy = (rng.normal(size=(2400, 7, n)).astype(np.float32) for n in (5, 64))
+    many = net.trace(x, lengths=lengths).backward(dy)
+    for some in ([0], [1, 4], [5, 0, 3], [2, 0, 5, 4]):
+        of_some = [lengths[b] for b in some]
+        few = net.trace(x[:, some], lengths=of_some).backward(dy[:, some])
+        assert_array_equal(few.x, many.x[:, some])
+
+
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_batch_first_and_unbatched(kind, options):
     net, arrays, state, d_state = small(kind, options)

@@ -301,51 +301,54 @@ def test_the_lines_of_a_picture(pictures):
     assert list(found) == ["fastbptt", "jax"]
 
 
-def test_no_gradient_of_a_relu_hangs_on_rounding(table):
+def test_no_relu_is_at_its_corner_but_for_rounding(table):
     import cases
 
     case = cases.Case("train", 40, 16, 8, 64, nonlinearity="relu")
+    plain = cases.inputs(case._replace(nonlinearity="tanh"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "_CORNER", 1e-4)  # some of so few units come as near
         data = cases.inputs(case)
-    plain = cases.inputs(case._replace(nonlinearity="tanh"))
     w_ih, w_hh, b_ih, b_hh = (y.astype(float) for y in data.weights.values())
-    kept = np.zeros((40, 16), bool)
-    for b in range(16):
-        h = np.zeros(64)
+    for x, near in ((data.x, False), (plain.x, True)):
+        h, least = np.zeros((16, 64)), np.inf
         for t in range(40):
-            a = w_ih @ data.x[t, b] + b_ih + w_hh @ h + b_hh
-            if min(abs(a)) <= 1e-4:
-                break
-            h, kept[t, b] = np.maximum(a, 0), True
-    assert kept[:5].any()
-    assert not kept[20:].all()
-    np.testing.assert_array_equal(data.dy[kept], plain.dy[kept])
-    assert not data.dy[~kept].any()
+            a = x[t] @ w_ih.T + b_ih + h @ w_hh.T + b_hh
+            h, least = np.maximum(a, 0), min(least, abs(a).min())
+        assert (least <= 1e-4) == near
+    np.testing.assert_array_equal(data.dy, plain.dy)
+    assert 0 < (data.x != plain.x).any(axis=2).mean() < 0.1
 
 
 @pytest.mark.parametrize(
-    ("jax", "at_limit", "said"),
-    [(2.0, "2.47", "beyond the limit"), (2.5, "3.09", "**missed**"), (3.1, "3.83", "met")],
+    ("H", "k", "jax", "said"),
+    [
+        (64, 8, 2.5, "**missed**"),
+        (64, 8, 3.1, "met"),
+        (256, 8, 1.4, "**missed**"),
+        (256, 8, 1.6, "met"),
+        (256, 1, 9, "**missed**"),
+        (64, 1, 9, "–"),
+        (256, 16, 0.5, "–"),
+    ],
 )
-def test_a_bar_beyond_what_a_stream_can_reach(table, written, jax, at_limit, said):
-    # 77,824 operations a step take 0.778 us, 64 tanhs 0.032
-    seconds = {
-        "fastbptt": [1] * 3,
-        "jax (1)": [jax] * 3,
-        "torch (1)": [9] * 3,
-        "forward": [0.2] * 3,
-    }
-    gflops = {"gflops": 77.824, "share_of_peak": 0.77824}
-    stream = case("forward", ONE, "rnn", seconds, **gflops) | {"task": "stream", "k": 8}
-    text = table.text(table.read([written(LIMITS, stream)]), None)
+def test_the_bars_of_a_stream(table, written, H, k, jax, said):
+    seconds = {"fastbptt": [1] * 3, "jax (1)": [jax] * 3, "torch (1)": [9] * 3}
+    seconds["forward"] = [0.8] * 3
+    stream = case("forward", (1000, 1, 32, H), "rnn", seconds, gflops=77.824, share_of_peak=0.78)
+    text = table.text(table.read([written(LIMITS, stream | {"task": "stream", "k": k})]), None)
     (row,) = rows(text, "H, k")
-    assert (row["jax, at the limit"], row["bar"]) == (at_limit, said)
+    assert row["bar"] == said
+    if (H, k) == (64, 8):
+        # 77,824 operations a step take 0.778 us, 64 tanhs 0.032
+        assert row["jax, at the limit"] == f"{jax / 0.81024:.2f}"
 
 
 def test_what_full_measures_beside_the_usual_rows(table, written):
     relu = SLOW | {"nonlinearity": "relu", "kind": "relu"}
-    double = [row | {"dtype": "float64", "peak_gflops": 50} for row in (WON, SLOW)]
+    seconds = {"fastbptt": [0.6] * 3, "jax (1)": [0.75] * 3, "torch (1)": [4] * 3}
+    near = case("forward", ONE, "rnn", seconds)  # of which its limit in float64 is 0.515
+    double = [row | {"dtype": "float64", "peak_gflops": 50} for row in (WON, near)]
     text = table.text(table.read([written(LIMITS, WON, relu, *double)]), None)
     assert len(rows(text, "T, B, I, H")) == 1
     some, both = rows(text, "task")

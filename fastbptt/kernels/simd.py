@@ -235,5 +235,5 @@ def _fetching(cache: int) -> Any:
     return fetch
 
 
-# Have the cache line at a place brought to L1 or L2 while the processor goes on.
-fetch, fetch_far = _fetching(TO_L1), _fetching(TO_L2)
+# Have the cache line at a place brought to L1 (`fetch`) or L2 while the processor goes on.
+fetch, fetch_to_L2 = _fetching(TO_L1), _fetching(TO_L2)

@@ -30,8 +30,8 @@ def row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C):
 def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C, soon):
     """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
 
-    W's stride is 1 if the last are to be read first, as in `panels.panel_matmul`.  With several
-    rows the first product fetches `soon`, see `panels.rows_matmul`.
+    W's stride is 1 if the last are to be read first, as in `panels.panel_matmul`.  With rows
+    enough the first product fetches `soon`, see `panels.rows_matmul`.
     """
     if M == 1:
         row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C)

@@ -15,15 +15,15 @@ from .gradients import weight_gradients
 from .jit import kernel
 from .lines import line, whole
 from .panels import BLOCK, FETCHING, VECTORS, nothing, row_matmul, rows_matmul
-from .simd import REGISTER_BYTES, fetch, fetch_far, flush_subnormals, restore, rows, shifted
+from .simd import REGISTER_BYTES, fetch, fetch_to_L2, flush_subnormals, restore, rows, shifted
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, meet, part
 
-# Of few sequences, what a step back reads is fetched a step before where all of it is more bytes
-# than L2 keeps from the forward pass, and W_hh so few that L2 holds what was fetched beside it.
-# A plain net of 64 units took 1 to 4 % longer with it at 1000 and 2000 steps, of 512 units, 1 MB
-# of W_hh, 2 %.
-_AWAY, _STAYS = 3 << 19, 3 << 18
+# Of few sequences, what a step back reads is fetched a step before, where all of it is more bytes
+# than L2 keeps from the forward pass: 1000 and 2000 steps of 64 units took 1 to 4 % longer with it.
+_AWAY = 1536 << 10
+# And where W_hh leaves it room in L2: with 512 units, 1 MB, they took 2 % longer.
+_STAYS = 768 << 10
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
@@ -81,21 +81,21 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
 def _fetch_before(dy, m, starts, t, some, units, width):
     """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
 
-    For rows too few for a product to do it (`_soon_backward`): without it, a train step of 1 to 4
-    long sequences of 64 units took 10 to 35 % longer, one of 256 units 5 %.
+    As `_soon_backward` says, for rows too few for a product to do it: without it, a train step of 1
+    to 4 long sequences of 64 units took 10 to 40 % longer, of 256 units 5 %.
     """
     (b0, M), (j0, j1) = some, units
-    Hp, wide, before = m.h.shape[1], m.a.shape[1], max(t - 1, 0)
-    state, step = starts[before] + b0, starts[before + 1] - starts[1] + b0
+    Hp, wide = m.h.shape[1], m.a.shape[1]
+    state, step = starts[t - 1] + b0, starts[t] - starts[1] + b0
     for r in range(M):
         for j in range(j0, j1, width):
-            fetch_far(rows(dy, (step + r) * Hp + j, 0))
-            fetch_far(rows(m.h, (state + r) * Hp + j, 0))
+            fetch_to_L2(rows(dy, (step + r) * Hp + j, 0))
+            fetch_to_L2(rows(m.h, (state + r) * Hp + j, 0))
             if m.c.shape[0] > 0:
-                fetch_far(rows(m.c, (state + r) * Hp + j, 0))
+                fetch_to_L2(rows(m.c, (state + r) * Hp + j, 0))
             if m.a.shape[0] > 0:
                 for slot in range(0, wide, Hp):
-                    fetch_far(rows(m.a, (step + r) * wide + slot + j, 0))
+                    fetch_to_L2(rows(m.a, (step + r) * wide + slot + j, 0))
 
 
 @kernel
@@ -212,8 +212,9 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
     w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
     w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
     itemsize = REGISTER_BYTES // width
-    read = (dy.size + m.h.size + m.c.size + m.a.size) * itemsize
-    ahead = read > _AWAY and head * Hp * (u1 - u0) * itemsize <= _STAYS
+    read = (dy.size + m.h.size + m.c.size + m.a.size) * itemsize * (b1 - b0) // N
+    of_W = (n.last - n.first) * Hp * (u1 - u0) * itemsize
+    fetches = read > _AWAY and of_W <= _STAYS
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
@@ -233,7 +234,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                 w = shifted(w_hh, j0 * head * Hp, t % 2)
                 above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
                 K, units = head * Hp, j1 - j0
-                if ahead and M < FETCHING:
+                if fetches and M < FETCHING and t > 0:
                     _fetch_before(dy, m, starts, t, (b0, M), (j0, j1), width)
                 if later == 1:
                     row_matmul(source, w, K, width, units, above, dh)
