@@ -47,7 +47,7 @@ class Progress:
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
-    parser.addoption("--full", action="store_true", help="also relu and float64: hours")
+    parser.addoption("--full", action="store_true", help="also relu and float64, half an hour")
     parser.addoption("--short", action="store_true", help="some shapes, few rounds: five minutes")
     parser.addoption("--rounds", type=int, help="of a comparison, at least; 5, or 3 with --short")
 
