@@ -1,6 +1,8 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from .kernels.gradients import Sums
 from .kernels.memory import aligned, pieces
 from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
-from .kernels.team import ALONE, Team, board, close
+from .kernels.team import ALONE, Team, board, close, parted
 from .sequences import Sequences
 from .threads import available, share, side_by_side
 from .weights import Layer, Sizes
@@ -33,6 +35,45 @@ _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 _MEMBER_BYTES = 1 << 16
 
 
+class _Others:
+    """What else runs on the cores, as teams that share units find it.
+
+    A member whose core another program has holds all of them up at each step: where one had one of
+    two cores, a train step of one sequence of 256 units took a team 16 us and one thread 8.  So
+    where two calls on end were held up, one thread works alone for some time.  Beside a program of
+    the lowest priority one call in ten is, and there a team pays.
+    """
+
+    SECONDS = 0.1
+    SHARE = 0.25  # of a call: what a team gains is a third and more
+    SEEN = time.get_clock_info("thread_time").resolution < 1e-4
+
+    def __init__(self) -> None:
+        self._calls, self._until = 0, 0.0
+
+    @contextlib.contextmanager
+    def watched(self, board: np.ndarray) -> Iterator[None]:
+        """In here this thread leads the team of the board.
+
+        It is held up when it has no core, or naps (`kernels.team`) because another has none; and
+        when the team parts, as it does at once where it has fewer cores than members.
+        """
+        start, own = time.perf_counter(), time.thread_time()
+        yield
+        elapsed, own = time.perf_counter() - start, time.thread_time() - own
+        held_up = parted(board) or (self.SEEN and elapsed - own > self.SHARE * elapsed)
+        self._calls = self._calls + 1 if held_up else 0
+        if self._calls >= 2:
+            self._until = time.monotonic() + self.SECONDS
+
+    def expected(self) -> bool:
+        """Whether a team would be held up again."""
+        return time.monotonic() < self._until
+
+
+_others = _Others()
+
+
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
@@ -42,21 +83,22 @@ def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
 def _unit_members(threads: int, layer: Layer, N: int) -> int:
     """Members of a team that shares the units of N sequences; 0 where each has sequences.
 
-    A team pays where there are more threads than sequences, and where what a member reads of W_hh
-    at each step takes longer than the barrier.
+    A team pays where there are more threads than sequences, where what a member reads of W_hh at
+    each step takes longer than the barrier, and where its cores are its own.
     """
-    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * layer.sizes.lanes:
+    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * layer.sizes.lanes or _others.expected():
         return 0
     members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
     return members if members > N else 0
 
 
-def _together(work: Callable[[int, Team], None], members: int) -> None:
+def _together(work: Callable[[int, Team], None], members: int, by_units: bool = True) -> None:
     """Call work(i, team) for each member of a team, side by side."""
     common = board(members)
     works = [partial(work, i, Team(common, i == 0)) for i in range(members)]
     # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
-    side_by_side(works, partial(close, common))
+    with _others.watched(common) if by_units else contextlib.nullcontext():
+        side_by_side(works, partial(close, common))
 
 
 class LayerGradients(NamedTuple):
@@ -225,7 +267,7 @@ class LayerPass:
             if threads == 1 or available(self._cost(layer, sequences, t0, t1)) == 1:
                 work(span, 0, ALONE)
             else:
-                _together(partial(work, span), threads)
+                _together(partial(work, span), threads, by_units)
         return LayerGradients(
             layer.parameter_gradients(dw_ih, dw_hh, db),
             dx,

@@ -83,8 +83,7 @@ _BEGUN, _ENDED = 0, 1  # lines of a worker's board: how many calls it was given,
 # Pauses, some 10 us, until the thread that gave a call is in its own kernel: whoever asks for the
 # GIL before that has to be woken when it is free.
 _HEAD_START = 500
-# Pauses, some 2 ms if nobody else wants the core, until a worker sleeps.
-_AWAKE = 4000
+_AWAKE = 80_000  # pauses, some 2 ms, most of them in naps, until a worker sleeps
 _Outcome: TypeAlias = SimpleQueue[BaseException | None]
 
 

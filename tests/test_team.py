@@ -141,6 +141,8 @@ def teams(monkeypatch):
     """The sizes of the teams that sweeps were given; every net of more than a block has one."""
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
     monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
+    monkeypatch.setattr(layers, "_others", layers._Others())
+    monkeypatch.setattr(layers._Others, "SECONDS", 0.0)  # those that part are followed by others
     sizes = []
     members = layers._unit_members
 
@@ -178,3 +180,64 @@ def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
         for one, many in zip(alone, work(), strict=True):
             np.testing.assert_array_equal(one, many)
     assert {B + 1, 7} <= set(teams)
+
+
+class Clock:
+    """Of a thread that works `busy` of all seconds."""
+
+    busy = 1.0
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    monotonic = perf_counter
+
+    def thread_time(self):
+        return self.busy * self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(layers, "time", clock)
+    monkeypatch.setattr(layers, "_others", layers._Others())
+    monkeypatch.setattr(layers._Others, "SEEN", True)
+    return clock
+
+
+def call_of_a_team(clock, parts=False):
+    def work(i, given):
+        if given.leads:
+            clock.now += 1
+            if parts:
+                given.board[team._LAST] = 1
+
+    layers._together(work, 2)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_after_two_calls_held_up_one_thread_works_alone_for_some_time(clock, parts):
+    layer = fb.RNN(4, 256).weights.layers[0]
+    others = layers._others
+    for disturbed in (True, False, True):
+        clock.busy = 0.5 if disturbed and not parts else 1.0
+        call_of_a_team(clock, parts and disturbed)
+        assert layers._unit_members(2, layer, 1) == 2
+    clock.busy = 1.0 if parts else 0.5
+    call_of_a_team(clock, parts)
+    assert layers._unit_members(2, layer, 1) == 0
+    clock.now += others.SECONDS
+    assert layers._unit_members(2, layer, 1) == 2
+    call_of_a_team(clock, parts)  # one more is enough
+    assert layers._unit_members(2, layer, 1) == 0
+    clock.now, clock.busy = clock.now + others.SECONDS, 1.0
+    call_of_a_team(clock)
+    assert layers._unit_members(2, layer, 1) == 2
+
+
+def test_members_with_sequences_of_their_own_say_nothing_of_others(clock):
+    clock.busy = 0.0
+    for _ in range(2):
+        layers._together(lambda i, given: setattr(clock, "now", clock.now + 1), 2, by_units=False)
+    assert not layers._others.expected()

@@ -23,10 +23,12 @@ from .jit import kernel
 _LINE = 8  # elements of a cache line
 _WANTED, _JOINED, _SIZE, _WAITED, _LAST, _ARRIVED = (_LINE * i for i in range(6))
 _CLOSED = 1 << 32
-_SPINS = 20_000  # pauses, some 10 ms: a thread that is awake comes within some 50 us
-_SHORT = 500  # pauses, some 10 us: a wait that needs no explanation
-_PATIENCE = 2_000  # pauses before a waiting member offers its core to others
-_BUDGET = 20_000  # pauses in longer waits before the team parts
+# Pauses, 25 to 45 ns each, of a wait that needs no explanation; all that is longer counts.
+_SHORT = 500
+# Pauses, some 0.2 ms, until a thread that waits begins to nap: a thread that is awake comes sooner.
+_PATIENCE = 8_000
+_NAP = 2_000  # pauses that a nap takes as long as
+_BUDGET = 20_000  # pauses in longer waits before the team parts, or begins without who is not there
 
 
 class Team(NamedTuple):
@@ -64,6 +66,11 @@ def close(board: np.ndarray) -> None:
     """
     if board[_SIZE] == 0:
         board[_SIZE] = -1
+
+
+def parted(board: np.ndarray) -> bool:
+    """Whether the team, whose work is done, parted on the way."""
+    return bool(board[_LAST])
 
 
 def _place(context, builder, array_type, array, index):
@@ -118,8 +125,12 @@ def _store(typingctx, array, index, value):
 
 
 @intrinsic
-def _pause(typingctx, longer):
-    """A moment for the other thread of the core; if `longer`, the core for who else wants it."""
+def _pause(typingctx, nap):
+    """A moment for the other thread of the core; a `nap` leaves the core to whoever wants it.
+
+    Some 50 us, and then this thread is preferred to one that never sleeps.  Who offers the core by
+    sched_yield instead comes after that one, the lowest priority or not, some 4 ms later.
+    """
 
     def codegen(context, builder, sig, args):
         if platform.machine() in ("x86_64", "AMD64"):
@@ -128,25 +139,30 @@ def _pause(typingctx, longer):
             builder.call(pause, [])
         if os.name == "posix":
             with builder.if_then(args[0]):
-                give_way = cgutils.get_or_insert_function(
-                    builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"
+                i32 = ir.IntType(32)
+                sleep = cgutils.get_or_insert_function(
+                    builder.module, ir.FunctionType(i32, [i32]), "usleep"
                 )
-                builder.call(give_way, [])
+                builder.call(sleep, [i32(1)])
         return context.get_dummy_value()
 
     return types.void(types.boolean), codegen
 
 
+@kernel(part=True)
+def _wait(waited):
+    """A pause, or a nap of who has `waited` for many; how many it takes as long as."""
+    napping = waited >= _PATIENCE
+    _pause(napping)
+    return _NAP if napping else 1
+
+
 @kernel
 def awaited(board, row, value, most, then):
-    """Whether board[row, 0] is `value` or more within `most` pauses; if so, `then` pauses later.
-
-    After the first few each pause offers the core to who else wants it.
-    """
-    place, spins = row * board.shape[1], 0
-    while _load(board, place) < value and spins < most:
-        spins += 1
-        _pause(spins > _SHORT)
+    """Whether board[row, 0] is `value` or more within `most` pauses; if so, `then` pauses later."""
+    place, waited = row * board.shape[1], 0
+    while _load(board, place) < value and waited < most:
+        waited += _wait(waited)
     come = _load(board, place) >= value
     if come:
         for _ in range(then):
@@ -164,10 +180,9 @@ def join(team):
     if board.size == 0:
         return 0, 1
     if team.leads:
-        spins = 0
-        while _load(board, _JOINED) + 1 < board[_WANTED] and spins < _SPINS:
-            spins += 1
-            _pause(spins > _SHORT)  # they may wait for this core
+        waited = 0
+        while _load(board, _JOINED) + 1 < board[_WANTED] and waited < _BUDGET:
+            waited += _wait(waited)
         members = _fetch_add(board, _JOINED, _CLOSED) + 1
         _fetch_add(board, _SIZE, members)
         return 0, members
@@ -175,28 +190,23 @@ def join(team):
     if number >= _CLOSED:
         return 0, 0
     members = _load(board, _SIZE)
-    spins = 0
+    waited = 0
     while members == 0:
-        spins += 1
-        _pause(spins > _PATIENCE)
+        waited += _wait(waited)
         members = _load(board, _SIZE)
     return number, max(0, members)
 
 
 @kernel
-def meet(team, number, members, meeting, patience=_SHORT):
-    """Go on when all have come to this `meeting`, the first being 1; the pauses until then.
-
-    After `patience` pauses each offers the core to others.
-    """
+def meet(team, number, members, meeting):
+    """Go on when all have come to this `meeting`, the first being 1; the pauses until then."""
     board = team.board
     _store(board, _ARRIVED + _LINE * number, meeting)
-    spins = 0
+    waited = 0
     for other in range(members):
         while _load(board, _ARRIVED + _LINE * other) < meeting:
-            spins += 1
-            _pause(spins > patience)
-    return spins
+            waited += _wait(waited)
+    return waited
 
 
 @kernel
@@ -206,8 +216,8 @@ def barrier(team, number, members, meeting):
     Where the team parts, its leader goes on as the only member and for the others members is 0.
     """
     board = team.board
-    spins = meet(team, number, members, meeting, _PATIENCE)
-    if spins > _SHORT and _fetch_add(board, _WAITED, spins) + spins > _BUDGET:
+    waited = meet(team, number, members, meeting)
+    if waited > _SHORT and _fetch_add(board, _WAITED, waited) + waited > _BUDGET:
         _set_if_zero(board, _LAST, meeting + 1)  # which all will have seen when that one is over
     last = _load(board, _LAST)
     if 0 < last <= meeting:
