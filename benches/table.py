@@ -65,18 +65,24 @@ def verdict(met: bool | None) -> str:
 
 
 def limits_in(infos: list[Info]) -> dict[int, Info]:
-    """The limits by threads; the FMA peak, which rows have measured too, is the largest of all.
+    """The limits by threads, each the largest that was measured; rows have measured the FMA peak.
 
-    Another program on a core for the tenth of a second that it takes would lower it.
+    Another program on a core for the tenth of a second that one takes would lower it.
     """
-    limits = {}
+    limits: dict[int, Info] = {}
     for info in infos:
         if info["task"].startswith("limits"):
-            gflops = dict(info["gflops"])
-            for row in infos:
-                if row.get("threads") == info["threads"] and "peak_gflops" in row:
-                    gflops[row["dtype"]] = max(gflops[row["dtype"]], row["peak_gflops"])
-            limits[info["threads"]] = info | {"gflops": gflops}
+            before = limits.get(info["threads"], info)
+            rates = {
+                name: {key: max(rate, before[name][key]) for key, rate in info[name].items()}
+                for name in ("gflops", "gbytes", "gcurves")
+            }
+            sgemm = max(info["sgemm"], before["sgemm"])
+            limits[info["threads"]] = info | rates | {"sgemm": sgemm}
+    for row in infos:
+        if "peak_gflops" in row and row["threads"] in limits:
+            gflops = limits[row["threads"]]["gflops"]
+            gflops[row["dtype"]] = max(gflops[row["dtype"]], row["peak_gflops"])
     return limits
 
 

@@ -189,6 +189,13 @@ def test_the_processor_and_its_registers(table, written, flags, wanted):
     assert wanted in text.split("Linux")[0]
 
 
+def test_of_limits_measured_twice_the_largest_are_the_limits(table, written):
+    better = {"gbytes": {**LIMITS["gbytes"], "L1": 90, "L2": 60}, "sgemm": 80}
+    text = table.text(table.read([written(LIMITS), written(LIMITS | better), written(WON)]), None)
+    (limits,) = [row for row in rows(text, "threads") if "L1, GB/s" in row]
+    assert [limits[name] for name in ("L1, GB/s", "L2", "NumPy's sgemm")] == ["100", "60", "90"]
+
+
 def test_a_peak_beside_a_row_that_is_above_the_limit_is_the_limit(table, written):
     others = [WON | {"peak_gflops": 125}, WON | {"peak_gflops": 250, "threads": 2}]
     others.append(WON | {"peak_gflops": 200, "dtype": "float64"})
