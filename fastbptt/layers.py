@@ -1,8 +1,8 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
-import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from .kernels.gradients import Sums
 from .kernels.memory import aligned, pieces
 from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
-from .kernels.team import ALONE, Team, board, close, parted
+from .kernels.team import ALONE, Team, board, close, incomplete
 from .sequences import Sequences
 from .threads import available, share, side_by_side
 from .weights import Layer, Sizes
@@ -46,22 +46,20 @@ class _Others:
 
     SECONDS = 0.1
     SHARE = 0.25  # of a call: what a team gains is a third and more
-    SEEN = time.get_clock_info("thread_time").resolution < 1e-4
+    # Elsewhere nobody naps, and Windows counts a thread's time in ticks of 16 ms.
+    SEEN = os.name == "posix"
 
     def __init__(self) -> None:
         self._calls, self._until = 0, 0.0
 
-    @contextlib.contextmanager
-    def watched(self, board: np.ndarray) -> Iterator[None]:
-        """In here this thread leads the team of the board.
+    def saw(self, board: np.ndarray, elapsed: float, own: float) -> None:
+        """A call of the board's team took its leader so many seconds, and `own` of a core's time.
 
-        It is held up when it has no core, or naps (`kernels.team`) because another has none; and
-        when the team parts, as it does at once where it has fewer cores than members.
+        The leader has less of those when it has no core, or naps (`kernels.team`) because another
+        has none.  The call was also held up if a member came too late or the team parted, as it
+        does at once where it has fewer cores than members.
         """
-        start, own = time.perf_counter(), time.thread_time()
-        yield
-        elapsed, own = time.perf_counter() - start, time.thread_time() - own
-        held_up = parted(board) or (self.SEEN and elapsed - own > self.SHARE * elapsed)
+        held_up = incomplete(board) or (self.SEEN and elapsed - own > self.SHARE * elapsed)
         self._calls = self._calls + 1 if held_up else 0
         if self._calls >= 2:
             self._until = time.monotonic() + self.SECONDS
@@ -97,8 +95,10 @@ def _together(work: Callable[[int, Team], None], members: int, by_units: bool = 
     common = board(members)
     works = [partial(work, i, Team(common, i == 0)) for i in range(members)]
     # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
-    with _others.watched(common) if by_units else contextlib.nullcontext():
-        side_by_side(works, partial(close, common))
+    start, own = time.perf_counter(), time.thread_time()
+    side_by_side(works, partial(close, common))
+    if by_units:
+        _others.saw(common, time.perf_counter() - start, time.thread_time() - own)
 
 
 class LayerGradients(NamedTuple):
@@ -264,7 +264,8 @@ class LayerPass:
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
             span = (t0, t1, steps)
-            if threads == 1 or available(self._cost(layer, sequences, t0, t1)) == 1:
+            held_up = by_units and _others.expected()
+            if threads == 1 or held_up or available(self._cost(layer, sequences, t0, t1)) == 1:
                 work(span, 0, ALONE)
             else:
                 _together(partial(work, span), threads, by_units)

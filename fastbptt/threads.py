@@ -80,7 +80,7 @@ def num_threads(count: int) -> Iterator[None]:
 
 
 _BEGUN, _ENDED = 0, 1  # lines of a worker's board: how many calls it was given, and has done
-# Pauses, some 10 us, until the thread that gave a call is in its own kernel: whoever asks for the
+# Pauses, 12 to 22 us, until the thread that gave a call is in its own kernel: whoever asks for the
 # GIL before that has to be woken when it is free.
 _HEAD_START = 500
 _AWAKE = 80_000  # pauses, some 2 ms, most of them in naps, until a worker sleeps
@@ -91,8 +91,8 @@ class _Worker(threading.Thread):
     """A thread that waits for calls, awake for some 2 ms and then asleep.
 
     To wake a thread takes some 40 us, and to wake the one that waits for its end as long again: by
-    ThreadPoolExecutor, which has them sleep, a call of nothing took 115 us and takes 40.  A step of
-    training makes a handful, one soon after the other.
+    ThreadPoolExecutor, which has them sleep, a call of nothing took 115 us and takes 40, soon after
+    another; later a nap of 50 us may have to end first.  A step of training makes a handful.
     """
 
     def __init__(self) -> None:

@@ -72,12 +72,20 @@ def test_who_waits_for_a_leader_that_is_interrupted_does_not_wait_for_ever():
 @pytest.mark.usefixtures("compiled")
 def test_a_barrier_waits_for_all_and_a_team_that_waited_long_parts_at_the_next():
     leader, second = members_of(2)
-    thread, got = in_thread(team.barrier, leader, 0, 2, 1)
+
+    def first():
+        own = time.thread_time()
+        return team.barrier(leader, 0, 2, 1), time.thread_time() - own
+
+    thread, got = in_thread(first)
     time.sleep(0.3)
     assert not got
     assert team.barrier(second, 1, 2, 1) == (2, 2)
     thread.join()
-    assert got == [(2, 2)]
+    ((members, own),) = got
+    assert members == (2, 2)
+    if layers._Others.SEEN:
+        assert own < 0.15  # it napped
     thread, got = in_thread(team.barrier, leader, 0, 2, 2)
     assert team.barrier(second, 1, 2, 2) == (0, 3)
     thread.join()
@@ -206,38 +214,79 @@ def clock(monkeypatch):
     return clock
 
 
-def call_of_a_team(clock, parts=False):
+def call_of_a_team(clock, how="together"):
     def work(i, given):
         if given.leads:
             clock.now += 1
-            if parts:
-                given.board[team._LAST] = 1
+            given.board[team._SIZE] = 1 if how == "late" else 2
+            given.board[team._LAST] = how == "parts"
+            if how == "raises":
+                raise KeyboardInterrupt
 
     layers._together(work, 2)
 
 
-@pytest.mark.parametrize("parts", [False, True])
-def test_after_two_calls_held_up_one_thread_works_alone_for_some_time(clock, parts):
+@pytest.mark.parametrize("how", ["together", "late", "parts"])
+def test_after_two_calls_held_up_one_thread_works_alone_for_some_time(clock, how):
     layer = fb.RNN(4, 256).weights.layers[0]
     others = layers._others
-    for disturbed in (True, False, True):
-        clock.busy = 0.5 if disturbed and not parts else 1.0
-        call_of_a_team(clock, parts and disturbed)
-        assert layers._unit_members(2, layer, 1) == 2
-    clock.busy = 1.0 if parts else 0.5
-    call_of_a_team(clock, parts)
-    assert layers._unit_members(2, layer, 1) == 0
+
+    def call(held_up):
+        clock.busy = 1 - others.SHARE * (1.2 if held_up and how == "together" else 0.8)
+        call_of_a_team(clock, how if held_up else "together")
+        return layers._unit_members(2, layer, 1)
+
+    assert [call(held_up) for held_up in (True, False, True, True)] == [2, 2, 2, 0]
     clock.now += others.SECONDS
     assert layers._unit_members(2, layer, 1) == 2
-    call_of_a_team(clock, parts)  # one more is enough
-    assert layers._unit_members(2, layer, 1) == 0
-    clock.now, clock.busy = clock.now + others.SECONDS, 1.0
+    assert call(True) == 0  # one more is enough
+    clock.now += others.SECONDS
+    assert [call(held_up) for held_up in (False, True)] == [2, 2]
+
+
+def test_a_call_that_raises_says_nothing_of_others(clock):
+    clock.busy = 0.0
     call_of_a_team(clock)
-    assert layers._unit_members(2, layer, 1) == 2
+    with pytest.raises(KeyboardInterrupt):
+        call_of_a_team(clock, "raises")
+    assert not layers._others.expected()
 
 
-def test_members_with_sequences_of_their_own_say_nothing_of_others(clock):
+def test_where_a_threads_time_is_not_known_nothing_is_read_off_it(clock, monkeypatch):
+    monkeypatch.setattr(layers._Others, "SEEN", False)
     clock.busy = 0.0
     for _ in range(2):
-        layers._together(lambda i, given: setattr(clock, "now", clock.now + 1), 2, by_units=False)
+        call_of_a_team(clock)
     assert not layers._others.expected()
+
+
+class Told:
+    """In the place of `_others`: it hears of calls, and expects others from the n-th on."""
+
+    def __init__(self, most):
+        self.calls, self.most = 0, most
+
+    def saw(self, board, elapsed, own):
+        self.calls += 1
+
+    def expected(self):
+        return self.calls >= self.most
+
+
+@pytest.mark.parametrize(("B", "most", "heard"), [(1, 99, 4), (1, 1, 1), (2, 99, 0)])
+def test_a_long_backward_pass_leaves_a_team_that_is_held_up(monkeypatch, teams, B, most, heard):
+    rng = np.random.default_rng(0)
+    net = fb.RNN(5, 150, rng=0)
+    x, dy = (rng.normal(size=(3000, B, n)).astype(np.float32) for n in (5, 150))
+    fb.set_num_threads(1)
+    trace = net.trace(x)
+    alone = trace.backward(dy)
+    monkeypatch.setattr(layers, "_CALL", 1)
+    told = Told(most)
+    monkeypatch.setattr(layers, "_others", told)
+    fb.set_num_threads(2)
+    again = trace.backward(dy)
+    assert told.calls == heard
+    np.testing.assert_array_equal(alone.x, again.x)
+    for name, value in alone.params.items():
+        np.testing.assert_array_equal(value, again.params[name])

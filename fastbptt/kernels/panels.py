@@ -24,13 +24,13 @@ _full1, _half1 = tile(1, 1), tile(1, 1, vectors=1)
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
 _long1 = tile(1, panels=PANELS[1], kind="long")
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
-# K from which two panels are most of L1, 32 KB, and up to which one is no more: there it is one at
-# a time.  So much, to and fro: a step of three gates of 64 units takes 0.35 us and not 0.52, one
-# of 96 to 128 units 0.96 of the time.  Beyond that nothing is left in L1, and two panels' streams
-# read L2 and L3 as fast as four.  The four sums of one panel are too few where two FMAs begin in a
-# cycle: there it is always two panels, and what L1 does not hold, longer streams of them read 8 %
-# faster.
-_PAIRED, _SINGLE = (size * 1024 // (2 * VECTORS * REGISTER_BYTES) for size in (24, 64))
+# One row goes through the panels to and fro, so many at a time that L1, 32 KB, holds them: two, and
+# from the first of these K to the second one alone.  A step of three gates of 64 units takes 0.35
+# us and not 0.52, one of 96 to 128 units 0.96 of what it takes by two.  Beyond that nothing is left
+# in L1, and two panels' streams read L2 and L3 as fast as four.  The four sums of one panel are too
+# few where two FMAs begin in a cycle: there it is always two panels, and what L1 does not hold,
+# longer streams of them read 8 % faster.
+_SINGLE_FROM, _SINGLE_TO = (kb * 1024 // (2 * VECTORS * REGISTER_BYTES) for kb in (24, 64))
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
@@ -103,7 +103,7 @@ def _long_row_matmul(A, W, K, width, N, S, C):
 def _row_matmul(A, W, K, width, N, S, C, long):
     """`panel_matmul` of one row; `long` is known where this is compiled."""
     panel = VECTORS * width
-    single = FMAS == 1 and _PAIRED <= K <= _SINGLE
+    single = FMAS == 1 and _SINGLE_FROM <= K <= _SINGLE_TO
     group = panel if single else _WIDE1 * panel  # a power of two
     first, onwards = ((N - 1) & -group, -group) if W[1] == 1 else (0, group)
     while 0 <= first < N:

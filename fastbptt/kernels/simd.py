@@ -17,7 +17,8 @@ _X86 = platform.machine() in ("x86_64", "AMD64")
 _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 REGISTERS = 16 if _X86 and REGISTER_BYTES < 64 else 32
-FMAS = 1 if binding.get_host_cpu_name() == "znver4" else 2  # of a register, begun in a cycle
+# FMAs of a register that begin in a cycle: Zen 4 has two pipes of 256 bits.
+FMAS = 1 if REGISTER_BYTES == 64 and binding.get_host_cpu_name() == "znver4" else 2
 
 VECTORS = 2  # registers a panel of packed weights is wide
 
@@ -193,6 +194,12 @@ def _control(builder: ir.IRBuilder, which: str, place: Any) -> None:
     builder.call(function, [builder.bitcast(place, byte)])
 
 
+def of_unknown_origin(builder: ir.IRBuilder, value: Any, register: str) -> Any:
+    """The value, from an instruction that LLVM cannot look into; `register` as in its asm."""
+    same = ir.FunctionType(value.type, [value.type])
+    return builder.asm(same, "", f"={register},0", [value], False)
+
+
 @intrinsic
 def kept(typingctx, constants):
     """The constants, one or a tuple, the floating-point ones of unknown value.
@@ -206,8 +213,7 @@ def kept(typingctx, constants):
 
     def hide(builder, value):
         if isinstance(value.type, (ir.FloatType, ir.DoubleType)):
-            same = ir.FunctionType(value.type, [value.type])
-            hidden = builder.asm(same, "", "=x,0", [value], False)
+            hidden = of_unknown_origin(builder, value, "x")
             for attribute in ("nounwind", "readnone"):  # so that it leaves the loop
                 hidden.attributes.add(attribute)
             return hidden

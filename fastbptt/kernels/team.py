@@ -23,11 +23,11 @@ from .jit import kernel
 _LINE = 8  # elements of a cache line
 _WANTED, _JOINED, _SIZE, _WAITED, _LAST, _ARRIVED = (_LINE * i for i in range(6))
 _CLOSED = 1 << 32
-# Pauses, 25 to 45 ns each, of a wait that needs no explanation; all that is longer counts.
+# Pauses, 25 to 45 ns each on x86, of a wait that needs no explanation; all that is longer counts.
 _SHORT = 500
 # Pauses, some 0.2 ms, until a thread that waits begins to nap: a thread that is awake comes sooner.
 _PATIENCE = 8_000
-_NAP = 2_000  # pauses that a nap takes as long as
+_NAP = 2_000 if os.name == "posix" else 1  # pauses that a nap takes as long as
 _BUDGET = 20_000  # pauses in longer waits before the team parts, or begins without who is not there
 
 
@@ -68,9 +68,9 @@ def close(board: np.ndarray) -> None:
         board[_SIZE] = -1
 
 
-def parted(board: np.ndarray) -> bool:
-    """Whether the team, whose work is done, parted on the way."""
-    return bool(board[_LAST])
+def incomplete(board: np.ndarray) -> bool:
+    """Whether the team, whose work is done, began without a member or parted on the way."""
+    return bool(board[_SIZE] < board[_WANTED] or board[_LAST] > 0)
 
 
 def _place(context, builder, array_type, array, index):
@@ -130,6 +130,7 @@ def _pause(typingctx, nap):
 
     Some 50 us, and then this thread is preferred to one that never sleeps.  Who offers the core by
     sched_yield instead comes after that one, the lowest priority or not, some 4 ms later.
+    Where there is no usleep a nap is but a pause.
     """
 
     def codegen(context, builder, sig, args):
