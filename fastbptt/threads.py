@@ -17,8 +17,12 @@ from .kernels.team import awaited, cache_lines
 
 _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
 
+# Calls the first of some functions here and each other in a thread of its own, and then, here too,
+# what is to be called when the first has ended or will not begin.
+SideBySide: TypeAlias = Callable[[Sequence[Callable[[], None]], Callable[[], None]], None]
+
 _count: int | None = None
-_within = threading.local()
+_within = threading.local()  # count and lender of `num_threads`, in the threads that are within
 
 
 def _default_count() -> int:
@@ -69,14 +73,15 @@ def set_num_threads(count: int) -> None:
 
 
 @contextlib.contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Calls from this thread, inside the block, use `count` threads."""
-    before = getattr(_within, "count", None)
-    _within.count = count
+def num_threads(count: int, lender: SideBySide | None = None) -> Iterator[None]:
+    """Calls from this thread, inside the block, use `count` threads, those of a `lender` if any."""
+    before = vars(_within).copy()
+    _within.count, _within.lender = count, lender
     try:
         yield
     finally:
-        _within.count = before
+        vars(_within).clear()
+        vars(_within).update(before)
 
 
 _BEGUN, _ENDED = 0, 1  # lines of a worker's board: how many calls it was given, and has done
@@ -238,14 +243,19 @@ else:
 def side_by_side(
     works: Sequence[Callable[[], None]], ended: Callable[[], None] = lambda: None
 ) -> None:
-    """Call the first here and each other in a thread of its own, on Linux on its own core.
+    """Call the first here and each other in a thread of its own, a lender's or one of ours.
 
     ended() is called here when the first has ended or, by an error, will not begin.
     """
-    if len(works) <= 1:
-        for work in works:
-            work()
-        return
+    if len(works) > 1:
+        lender: SideBySide | None = getattr(_within, "lender", None)
+        (lender or _on_workers)(works, ended)
+    elif works:
+        works[0]()
+
+
+def _on_workers(works: Sequence[Callable[[], None]], ended: Callable[[], None]) -> None:
+    """`side_by_side` on our own threads, on Linux each on its own core."""
 
     def elsewhere(work: Callable[[], None]) -> None:
         with apart():

@@ -447,9 +447,12 @@ def test_in_the_workers_of_a_data_loader(method):
     torch.testing.assert_close(torch.cat(list(loader)), wanted, rtol=0, atol=0)
 
 
-def test_torch_says_how_many_threads(monkeypatch):
+@pytest.mark.parametrize("lent", [True, False])
+def test_torch_says_how_many_threads(monkeypatch, lent):
     seen = []
     share = fb.threads.share
+    if not lent:
+        monkeypatch.setattr(bridge, "_openmp", None)
     monkeypatch.setattr(
         "fastbptt.layers.share", lambda *a: (seen.append(fb.get_num_threads()), share(*a))
     )

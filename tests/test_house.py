@@ -32,7 +32,7 @@ FLOORS = [
         "kernels.sweeps",
     ],
     ["kernels.windows"],
-    ["checks", "files", "sequences", "threads", "weights"],
+    ["checks", "files", "openmp", "sequences", "threads", "weights"],
     ["layers"],
     ["chains"],
     ["trace_chain"],

@@ -17,20 +17,19 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import networks
 from ..network import Network
+from ..openmp import OpenMP
 from ..threads import num_threads
 from ..trace import Trace
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
-# Multiply-adds, some 4 ms: after each of torch's own parallel loops its threads spin for about a
-# millisecond, and a second thread of ours would share a core with them (twice the time, measured).
+_openmp = OpenMP.of(f"{torch.__path__[0]}/lib/libtorch_cpu.so")
+# Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
 _WORTH_SHARING = 5e8
 
 # The net of each module and span of layers.  Beside the modules and not in them: neither pickled
 # nor copied with them.
-_nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]] = (
-    weakref.WeakKeyDictionary()
-)
+_nets: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], Network]] = weakref.WeakKeyDictionary()
 
 
 def _array(y: torch.Tensor) -> np.ndarray:
@@ -89,10 +88,11 @@ class _Layers(torch.autograd.Function):
 
 
 def _threads(net: Network, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-    """As many threads as torch says, where a call over x (T,B,I) is long enough for several."""
-    steps, gates = x.size(0) * x.size(1), len(net.weights.design.gates)
+    """torch's threads, or as many of ours where a call over x (T,B,I) is long enough."""
+    if _openmp is not None and _openmp.usable():
+        return num_threads(torch.get_num_threads(), _openmp.side_by_side)
     layers = [one.hidden_size * (one.input_size + one.hidden_size) for one in net.weights.layers]
-    cost = steps * gates * sum(layers)
+    cost = x.size(0) * x.size(1) * len(net.weights.design.gates) * sum(layers)
     return num_threads(torch.get_num_threads() if cost >= _WORTH_SHARING else 1)
 
 
