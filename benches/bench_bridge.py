@@ -8,3 +8,8 @@ from cases import CASES, THREADS
 def test_bridge(compare, case):
     # One sequence keeps one thread busy; torch may have more if that helps it.
     compare(case, 1, peer_threads=THREADS)
+
+
+@pytest.mark.parametrize("case", CASES["step"], ids=lambda case: case.name)
+def test_step(compare, case):
+    compare(case, THREADS[-1], peer_threads=THREADS)

@@ -59,11 +59,16 @@ class Case(NamedTuple):
         return f"{self.task}-{self.kind}-{self.dtype}-{shape}"
 
     @property
+    def weights(self) -> int:
+        """Bytes of W_hh."""
+        return GATES[self.cell] * self.H**2 * np.dtype(self.dtype).itemsize
+
+    @property
     def flops(self) -> int:
         """Of one step; the elementwise part is not counted."""
         if self.task == "stream":
             return 2 * self.B * self.H * (self.I + self.H * (1 + self.k))
-        passes = {"forward": 2, "train": 6, "bridge": 6}[self.task]
+        passes = 2 if self.task in ("forward", "sizes") else 6
         return passes * self.B * GATES[self.cell] * self.H * (self.I + self.H)
 
     @property
@@ -108,6 +113,12 @@ CASES = {
     for task in ("forward", "train")
 } | {
     "bridge": [Case("bridge", *SHAPES[0], cell=cell) for cell in GATES],
+    # those of examples/characters.py, and larger ones
+    "step": [
+        Case("step", *shape, cell=cell)
+        for shape in ((128, 8, 64, 128), (100, 32, 64, 256))
+        for cell in GATES
+    ],
     "sizes": [_sized(B, H, cell) for B in (1, 32) for cell in GATES for H in SIZES],
     "stream": [
         Case("stream", 10_000, 1, I, H, k) for I, H in ((32, 64), (64, 256)) for k in (1, 8, 16)

@@ -1,16 +1,21 @@
 """What the machine can do at most: arithmetic, and reading from each level of the memory."""
 
+import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from timing import fma_peak, on_cores
+from cases import CORES, Case
 
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
 from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
+from fastbptt.kernels.tiles import ROWS, tile
 
 
 def _own_cache(level: int, usual: int) -> int:
@@ -31,8 +36,56 @@ CAPACITY = {name: size * 7 // 8 for name, size in CACHES.items()}
 # Bytes that each thread reads again and again.
 LEVELS = {"L1": CACHES["L1"] // 2, "L2": CACHES["L2"] // 2, "L3": 3 * CACHES["L2"]}
 LEVELS["memory"] = 8 * CACHES["L3"]
-_SECONDS = 0.02
+_SECONDS = 0.02  # of a limit, at least
+_BESIDE = 0.004  # of one that is measured in each round of a row
+_PEAK_BYTES = 1 << 14  # of either operand at most: half of L1
 _SGEMM = 1024
+
+
+_tile = tile(ROWS, 1)
+
+
+@numba.njit(nogil=True)
+def _tiles(A, W, C, times):
+    """The tile alone, again and again: nothing of what chooses it."""
+    K = A.shape[1]
+    a, w, c = rows(A, 0, K), rows(W, 0, C.shape[1]), rows(C, 0, C.shape[1])
+    for _ in range(times):
+        _tile(a, w, K, c, c, w)
+
+
+def on_cores(rate: Callable[[], float], threads: int) -> float:
+    """The sum of rate() of so many threads at once, each on a core of its own.
+
+    Left alone, some schedulers keep two on one core for longer than they take.
+    """
+
+    def alone(core: int) -> float:
+        if CORES:
+            os.sched_setaffinity(0, {core})
+        return rate()
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(alone, CORES[:threads] or range(threads)))
+
+
+def fma_peak(dtype: str, threads: int, least: float = _SECONDS) -> float:
+    """GFLOP/s of the register tile on data in L1, on so many cores at once."""
+    panel = VECTORS * lanes(dtype)
+    K = _PEAK_BYTES // max(VECTORS * REGISTER_BYTES, ROWS * np.dtype(dtype).itemsize)
+
+    def one() -> float:
+        A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
+        A[:], W[:], C[:] = 0, 0, 0
+        times, elapsed = 1, 0.0  # the first call may compile
+        while elapsed < least or times < 1000:
+            times *= 2
+            start = time.perf_counter()
+            _tiles(A, W.reshape(-1), C, times)
+            elapsed = time.perf_counter() - start
+        return times * 2 * ROWS * K * panel / elapsed / 1e9
+
+    return on_cores(one, threads)
 
 
 @numba.njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
@@ -75,40 +128,40 @@ def _curves(values, times):
                 y[i] = elementary.tanh(y[i])
 
 
-def curve_rate(dtype: str, threads: int) -> float:
+def curve_rate(dtype: str, threads: int, least: float = _SECONDS) -> float:
     """10^9 sigmoids or tanhs a second of our own code on data in L1, on so many threads at once."""
     elements = LEVELS["L1"] // 16
 
-    def one() -> float:
+    def one(least: float = least) -> float:
         values = aligned((2, elements), dtype)
         values[:] = np.linspace(-4, 4, elements)
         times, seconds = 1, 0.0
-        while seconds < _SECONDS:
+        while times == 1 or seconds < least:
             times *= 2
             start = time.perf_counter()
             _curves(values, times)
             seconds = time.perf_counter() - start
         return 5 * elements * times / seconds / 1e9
 
-    one()
+    one(0)  # compiled
     return on_cores(one, threads)
 
 
-def bandwidth(size: int, threads: int) -> float:
+def bandwidth(size: int, threads: int, least: float = _SECONDS) -> float:
     """GB/s of so many threads at once, each reading its own `size` bytes."""
 
-    def one() -> float:
+    def one(least: float = least) -> float:
         parts = aligned((8, size // 32), np.float32)  # a register across two lines costs double
         parts.fill(1)
         times, seconds = 1, 0.0
-        while seconds < _SECONDS:
+        while times == 1 or seconds < least:
             times *= 2
             start = time.perf_counter()
             _read(parts, times)
             seconds = time.perf_counter() - start
         return times * size / seconds / 1e9
 
-    one()
+    one(0)  # compiled
     return on_cores(one, threads)
 
 
@@ -122,6 +175,59 @@ def sgemm(dtype: str) -> float:
         a @ a
         best = min(best, time.perf_counter() - start)
     return 2 * _SGEMM**3 / best / 1e9
+
+
+class Source(NamedTuple):
+    """What each thread reads of W_hh at every step, and where that lies when the step begins.
+
+    Going to and fro, a step finds in the cache below what that one holds.
+    """
+
+    size: int  # bytes
+    level: str
+    below: str  # "" if there is none
+
+    def seconds(self, gbytes: dict[str, float]) -> float:
+        """To read it, of the GB/s of one thread from each level."""
+        near = CAPACITY[self.below] if self.below else 0
+        fast = near / gbytes[self.below] if self.below else 0.0
+        return ((self.size - near) / gbytes[self.level] + fast) / 1e9
+
+
+def sharers(case: Case, threads: int) -> int:
+    """Threads that share a step: all, or one where there are fewer sequences and no team pays.
+
+    A team is of more than 128 units, and each member has 64 KB of W_hh.
+    """
+    team = case.H > 128 and case.weights >= threads << 16
+    return threads if team or threads <= case.B else 1
+
+
+def source(case: Case, threads: int) -> Source:
+    """Of W_hh, for each of so many threads."""
+    own = case.weights if threads <= case.B else case.weights // sharers(case, threads)
+    below = ""
+    for name, size in CAPACITY.items():
+        if own <= size:
+            return Source(own, name, below)
+        below = name
+    return Source(own, "memory", below)
+
+
+def of_case(case: Case, threads: int) -> dict[str, float]:
+    """What limits a case at this moment: a machine that others use is not the same all day.
+
+    GFLOP/s of all threads; 10^9 curves a second of those that share a step, and seconds in which
+    they read W_hh.
+    """
+    n, read = sharers(case, threads), source(case, threads)
+    levels = {read.level, read.below or read.level}
+    gbytes = {level: bandwidth(LEVELS[level], n, _BESIDE) / n for level in levels}
+    return {
+        "gflops": fma_peak(case.dtype, threads, _BESIDE),
+        "gcurves": curve_rate(case.dtype, n, _BESIDE),
+        "reading": read.seconds(gbytes),
+    }
 
 
 def roofline(threads: int) -> dict[str, Any]:

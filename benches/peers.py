@@ -201,6 +201,46 @@ def bridge_train(case: Case, data: Inputs) -> Call:
     return call
 
 
+def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net: net) -> Call:
+    """A whole step of training: the layer, swapped if wanted, a dense one, a loss, Adam.
+
+    The dense layer is the identity and the rate is 0, so that each step has the gradients of
+    `torch_train`.
+    """
+    torch, net = _torch_net(case, data)
+    swap(net)
+    head = torch.nn.Linear(case.H, case.H, dtype=net.weight_hh_l0.dtype)
+    torch.nn.init.eye_(head.weight)
+    optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=0.0)
+    x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
+    wanted = [*(getattr(net, name) for name in WEIGHTS), x]
+
+    def call() -> list[Any]:
+        optimiser.zero_grad()
+        x.grad = None
+        (head(net(x)[0]) * dy).sum().backward()
+        optimiser.step()
+        return [y.grad.numpy() for y in wanted]
+
+    return call
+
+
+def bridge_step(case: Case, data: Inputs) -> Call:
+    """torch_step with the module's layer computed by fastbptt."""
+    import fastbptt as fb
+    from fastbptt.bridges.torch import accelerate
+
+    step = torch_step(case, data, accelerate)
+
+    def call() -> list[Any]:
+        import torch
+
+        torch.set_num_threads(fb.get_num_threads())
+        return step()
+
+    return call
+
+
 def torch_stream(case: Case, data: Inputs, every: int) -> Call:
     torch, net = _torch_net(case, data)
     f, slope = getattr(torch, case.nonlinearity), SLOPES[case.nonlinearity]
@@ -410,6 +450,7 @@ PEERS: dict[str, dict[str, Setup]] = {
         "numpy": numpy_train,
     },
     "bridge": {"fastbptt": bridge_train, "torch": torch_train},
+    "step": {"fastbptt": bridge_step, "torch": torch_step},
     "stream": {
         "fastbptt": fastbptt_stream,
         "torch": partial(torch_stream, every=8),

@@ -16,9 +16,7 @@ import sys
 import tempfile
 from typing import Any
 
-import numpy as np
 from cases import GATES
-from limits import CAPACITY
 from timing import TURN
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -56,16 +54,12 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
-
-
 def verdict(met: bool | None) -> str:
     return "–" if met is None else "met" if met else "**missed**"
 
 
 def limits_in(infos: list[Info]) -> dict[int, Info]:
-    """The limits by threads, each the largest that was measured; rows have measured the FMA peak.
+    """The machine's limits by threads, each the largest that was measured.
 
     Another program on a core for the tenth of a second that one takes would lower it.
     """
@@ -79,65 +73,40 @@ def limits_in(infos: list[Info]) -> dict[int, Info]:
             }
             sgemm = max(info["sgemm"], before["sgemm"])
             limits[info["threads"]] = info | rates | {"sgemm": sgemm}
-    for row in infos:
-        if "peak_gflops" in row and row["threads"] in limits:
-            gflops = limits[row["threads"]]["gflops"]
-            gflops[row["dtype"]] = max(gflops[row["dtype"]], row["peak_gflops"])
     return limits
 
 
-def limits_of(info: Info, limits: dict[int, Info]) -> dict[str, float]:
+def limits_of(info: Info) -> dict[str, float]:
     """Seconds a step that arithmetic, the reading of W_hh and curves take at least.
 
-    A step goes through all of W_hh before the next can begin; what can be done for all steps at
-    once is arithmetic alone.  One sequence has one thread, or a team where each member's part of
-    W_hh is 64 KB or more.  Going to and fro, it reads what the cache below holds of W_hh there.
+    By what was measured of the machine in turn with the row.  A step goes through all of W_hh
+    before the next can begin; what can be done for all steps at once is arithmetic alone.
     """
-    if info["threads"] not in limits:
-        return {}
-    weights = GATES[info["cell"]] * info["H"] ** 2 * np.dtype(info["dtype"]).itemsize
-    threads = info["threads"]
-    if info["B"] < threads and (weights < threads << 16 or info["H"] <= 128):
-        threads = 1
-    roof = limits[threads]
-    own = weights / threads if info["B"] < threads else weights
-    below, level = "", "memory"
-    for name, size in CAPACITY.items():
-        if own <= size:
-            level = name
-            break
-        below = name
-    near = CAPACITY[below] if below else 0
-    rates = {name: gbytes * 1e9 / threads for name, gbytes in roof["gbytes"].items()}
-    reading = (own - near) / rates[level] + (near / rates[below] if below else 0)
-    peak = roof["gflops"][info["dtype"]] * 1e9
+    limits = info["limits"]
+    peak = limits["gflops"] * 1e9
     sweeps = 1 if info["task"] in ("forward", "sizes", "stream") else 2
     recurrent = 2 * info["B"] * (1 + info["k"]) * GATES[info["cell"]] * info["H"] ** 2
     total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
     curves = 0 if info["kind"] == "relu" else info["B"] * info["H"] * CURVES[info["cell"]]
     parts = {"arithmetic": total / peak}
-    if reading > recurrent / peak:
+    if limits["reading"] > recurrent / peak:
         parts["arithmetic"] -= sweeps * recurrent / peak
-        parts[f"W from {level}"] = sweeps * reading
-    return parts | {"curves": curves / (roof["gcurves"][info["dtype"]] * 1e9)}
+        parts[f"W from {info['source']}"] = sweeps * limits["reading"]
+    return parts | {"curves": curves / (limits["gcurves"] * 1e9)}
 
 
-def share_of_limit(info: Info, limits: dict[int, Info]) -> float | None:
-    least = sum(limits_of(info, limits).values())
-    return least / statistics.median(info["seconds"]["fastbptt"]) if least else None
+def share_of_limit(info: Info) -> float:
+    return sum(limits_of(info).values()) / statistics.median(info["seconds"]["fastbptt"])
 
 
-def ratio_at_limit(info: Info, limits: dict[int, Info], library: str = "") -> float | None:
+def ratio_at_limit(info: Info, library: str = "") -> float:
     """What the `ratio` would be if this row took no longer than its limit."""
-    share = share_of_limit(info, limits)
-    return ratio(info, library) / share if share else None
+    return ratio(info, library) / share_of_limit(info)
 
 
-def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
+def binding(info: Info, met: bool) -> str:
     """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
-    parts = limits_of(info, limits)
-    if not parts:
-        return "–"
+    parts = limits_of(info)
     ours = statistics.median(info["seconds"]["fastbptt"])
     if met:
         name = max(parts, key=parts.get)
@@ -150,12 +119,12 @@ def binding(info: Info, limits: dict[int, Info], met: bool) -> str:
         for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
         if seconds >= 0.005 * ours
     )
-    return f"{text}; at the limit {ratio_at_limit(info, limits):.2f} x"
+    return f"{text}; at the limit {ratio_at_limit(info):.2f} x"
 
 
-def sweep_bar(info: Info, limits: dict[int, Info]) -> bool:
+def sweep_bar(info: Info) -> bool:
     """1.5 x the best peer, or 85 % of the limit and never slower; more for one small sequence."""
-    share = max(info["share_of_peak"], share_of_limit(info, limits) or 0)
+    share = max(info["share_of_peak"], share_of_limit(info))
     met = ratio(info) >= 1.5 or (share >= 0.85 and ratio(info) >= 1)
     if info["task"] == "train" and info["B"] == 1 and info["H"] <= 64 and info["cell"] != "lstm":
         met = met and ratio(info, "jax (") >= 3 and ratio(info, "torch") >= 30
@@ -193,12 +162,12 @@ COLUMNS = ["µs/step", "GFLOP/s", "of peak", "best peer (threads): µs/step", "r
 COLUMNS += ["torch", "jax"]
 
 
-def sweep_rows(infos: list[Info], limits: dict[int, Info]) -> str:
+def sweep_rows(infos: list[Info]) -> str:
     """The table of some cases, a row each."""
     head = ["T, B, I, H", "cell", "threads", *COLUMNS, "of limit", "limited by", "error", "bar"]
     rows = []
     for info in infos:
-        met = sweep_bar(info, limits)
+        met = sweep_bar(info)
         dtype = "" if info["dtype"] == "float32" else f", {info['dtype']}"
         rows.append(
             [
@@ -206,8 +175,8 @@ def sweep_rows(infos: list[Info], limits: dict[int, Info]) -> str:
                 info["kind"] + dtype,
                 str(info["threads"]),
                 *measured(info),
-                percent(share_of_limit(info, limits)),
-                binding(info, limits, met),
+                f"{share_of_limit(info):.0%}",
+                binding(info, met),
                 f"{info['errors']['fastbptt']:.0e}",
                 verdict(met),
             ]
@@ -215,12 +184,12 @@ def sweep_rows(infos: list[Info], limits: dict[int, Info]) -> str:
     return table(head, rows)
 
 
-def beside(infos: list[Info], limits: dict[int, Info]) -> str:
+def beside(infos: list[Info]) -> str:
     """What --full measures beside the usual rows: a line for each kind, and the rows missed."""
     groups: dict[tuple[str, ...], list[Info]] = {}
     for info in infos:
         groups.setdefault((info["task"], info["kind"], info["dtype"]), []).append(info)
-    missed = [info for info in infos if not sweep_bar(info, limits)]
+    missed = [info for info in infos if not sweep_bar(info)]
     rows = []
     for kind, group in groups.items():
         values = [ratio(info) for info in group]
@@ -233,26 +202,24 @@ def beside(infos: list[Info], limits: dict[int, Info]) -> str:
     parts = ["The other nonlinearity and dtype, over the same shapes and threads:"]
     parts.append(table(head, rows))
     if missed:
-        parts += ["Those below their bar:", sweep_rows(missed, limits)]
+        parts += ["Those below their bar:", sweep_rows(missed)]
     return "\n\n".join(parts)
 
 
-def sweeps(infos: list[Info], limits: dict[int, Info]) -> str:
+def sweeps(infos: list[Info]) -> str:
     parts = []
     for task in dict.fromkeys(info["task"] for info in infos):
         some = [info for info in infos if info["task"] == task]
-        met = sum(sweep_bar(info, limits) for info in some)
+        met = sum(sweep_bar(info) for info in some)
         parts.append(f"{task.capitalize()}, {met} of {len(some)} rows at their bar:")
-        parts.append(sweep_rows(some, limits))
+        parts.append(sweep_rows(some))
     mean = statistics.geometric_mean(ratio(info) for info in infos)
-    most = [value for info in infos if (value := ratio_at_limit(info, limits)) is not None]
-    beyond = ""
-    if len(most) == len(infos):
-        beyond = f"; with every row at its limit: {statistics.geometric_mean(most):.2f}"
+    most = statistics.geometric_mean(ratio_at_limit(info) for info in infos)
     parts.append(
-        f"Geometric mean of these rows' ratios: {mean:.2f}, the bar: 3{beyond}. The limit of "
-        "a row: the FMA peak, or where that takes longer, reading W_hh once a step from its cache; "
-        "and the sigmoids and tanhs. Limited by: the largest of these and its share of our time; "
+        f"Geometric mean of these rows' ratios: {mean:.2f}, the bar: 3; with every row at "
+        f"its limit: {most:.2f}. The limit of a row: the FMA peak, or where that takes longer, "
+        "reading W_hh once a step from its cache; and the sigmoids and tanhs; each measured in "
+        "turn with the row. Limited by: the largest of these and its share of our time; "
         "where the bar is missed, all that the time goes to - `call`: a call of one step, divided "
         "by T; `rest`: operations of a step that wait for one another, and what no limit explains; "
         "and what the ratio would be at the limit. "
@@ -320,18 +287,17 @@ def roofline(limits: dict[int, Info]) -> str:
     return f"The machine's limits:\n\n{table(head, rows)}"
 
 
-def streams(infos: list[Info], limits: dict[int, Info]) -> str:
-    most = [ratio_at_limit(info, limits, "jax") for info in infos]
+def streams(infos: list[Info]) -> str:
     rows = [
         [
             f"{info['H']}, {info['k']}",
             *measured(info),
-            "–" if at_limit is None else f"{at_limit:.2f}",
+            f"{ratio_at_limit(info, 'jax'):.2f}",
             f"{1 / statistics.median(ratios(info, 'forward')):.2f}",
             f"{info['errors']['fastbptt']:.0e}",
             verdict(stream_bar(info)),
         ]
-        for info, at_limit in zip(infos, most, strict=True)
+        for info in infos
     ]
     head = ["H, k", *COLUMNS, "jax, at the limit", "÷ forward", "error", "bar"]
     return (
@@ -360,6 +326,31 @@ def bridges(infos: list[Info]) -> str:
     return (
         "Forward and backward through `fastbptt.bridges.torch` inside torch's autograd, T = 1000, "
         f"B = 1, H = 64:\n\n{table(head, rows)}\n\nThe bar: 10 for RNN and GRU."
+    )
+
+
+def steps(infos: list[Info]) -> str:
+    rows = []
+    for info in infos:
+        spread, whole = ratios(info, best(info)), 1e3 * info["T"]
+        ours, theirs = (
+            f"{whole * statistics.median(info['seconds'][name]):.3g}"
+            for name in ("fastbptt", best(info))
+        )
+        rows.append(
+            [
+                shape(info),
+                info["cell"],
+                str(info["threads"]),
+                ours,
+                f"{best(info)}: {theirs}",
+                f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
+            ]
+        )
+    head = ["T, B, I, H", "layer", "threads", "ms", "torch.nn (threads): ms", "ratio (min–max)"]
+    return (
+        "A whole training step of torch - the layer, a dense one, a loss, backward, Adam - with "
+        f"the layer through the bridge:\n\n{table(head, rows)}"
     )
 
 
@@ -482,7 +473,7 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     """All tables of a report of pytest-benchmark, with the machine they were measured on."""
     machine = report["machine_info"]
     infos = [entry["extra_info"] for entry in report["benchmarks"]]
-    measured_peaks = [(info["threads"], info["peak_gflops"]) for info in infos if "H" in info]
+    measured_peaks = [(info["threads"], info["limits"]["gflops"]) for info in infos if "H" in info]
     peaks = dict(sorted(measured_peaks))  # the highest of each
     rounds = sorted(len(info["seconds"]["fastbptt"]) for info in infos if "H" in info)
     span = " to ".join(str(n) for n in dict.fromkeys(rounds[:1] + rounds[-1:]))
@@ -514,11 +505,13 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     rivalled = [info for info in rivalled if usual(info)]
     streamed = [info for info in infos if info["task"] == "stream"]
     others = {info["task"]: info for info in infos if "H" not in info}
-    parts += [sweeps(rivalled, limits)] if rivalled else []
-    parts += [beside(unusual, limits)] if unusual else []
+    parts += [sweeps(rivalled)] if rivalled else []
+    parts += [beside(unusual)] if unusual else []
     bridged = [info for info in infos if info["task"] == "bridge"]
     parts += [bridges(bridged)] if bridged else []
-    parts += [streams(streamed, limits)] if streamed else []
+    stepped = [info for info in infos if info["task"] == "step"]
+    parts += [steps(stepped)] if stepped else []
+    parts += [streams(streamed)] if streamed else []
     parts += (
         [norms(others)] if any(task.startswith(("windows", "log_norm")) for task in others) else []
     )

@@ -7,14 +7,13 @@ import os
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from cases import CORES, TOLERANCE, Case, inputs
+from limits import of_case, source
 from peers import (
     PEERS,
     SLOPES,
@@ -29,14 +28,9 @@ from peers import (
 )
 
 import fastbptt as fb
-from fastbptt.kernels.memory import aligned
-from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
-from fastbptt.kernels.tiles import ROWS, tile
 
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
-_PEAK_BYTES = 1 << 14  # of either operand at most: half of L1
-_PEAK_SECONDS = 0.01
 
 
 class Pace(NamedTuple):
@@ -189,7 +183,7 @@ def reference(case: Case, columns: int) -> list[np.ndarray]:
     data = inputs(case, "float64")
     if case.task == "forward":
         return numpy_forward(case, data)()
-    if case.task in ("train", "bridge"):
+    if case.task in ("train", "bridge", "step"):
         return numpy_train(case, data)()
     (h,) = numpy_forward(case, data)()
     product = data.V[:, :columns]
@@ -207,52 +201,6 @@ def relative_error(case: Case, library: str, results: list[np.ndarray]) -> float
     error = float(np.max([np.abs(result - y).max() / np.abs(y).max() for result, y in pairs]))
     assert error <= TOLERANCE[case.dtype], f"{library}, {case.name}: relative error {error:.2e}"
     return error
-
-
-_tile = tile(ROWS, 1)
-
-
-@numba.njit(nogil=True)
-def _tiles(A, W, C, times):
-    """The tile alone, again and again: nothing of what chooses it."""
-    K = A.shape[1]
-    a, w, c = rows(A, 0, K), rows(W, 0, C.shape[1]), rows(C, 0, C.shape[1])
-    for _ in range(times):
-        _tile(a, w, K, c, c, w)
-
-
-def on_cores(rate: Callable[[], float], threads: int) -> float:
-    """The sum of rate() of so many threads at once, each on a core of its own.
-
-    Left alone, some schedulers keep two on one core for longer than they take.
-    """
-
-    def alone(core: int) -> float:
-        if CORES:
-            os.sched_setaffinity(0, {core})
-        return rate()
-
-    with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(alone, CORES[:threads] or range(threads)))
-
-
-def fma_peak(dtype: str, threads: int) -> float:
-    """GFLOP/s of the register tile on data in L1, on so many cores at once."""
-    panel = VECTORS * lanes(dtype)
-    K = _PEAK_BYTES // max(VECTORS * REGISTER_BYTES, ROWS * np.dtype(dtype).itemsize)
-
-    def one() -> float:
-        A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
-        A[:], W[:], C[:] = 0, 0, 0
-        times, elapsed = 1, 0.0  # the first call may compile
-        while elapsed < _PEAK_SECONDS or times < 1000:
-            times *= 2
-            start = time.perf_counter()
-            _tiles(A, W.reshape(-1), C, times)
-            elapsed = time.perf_counter() - start
-        return times * 2 * ROWS * K * panel / elapsed / 1e9
-
-    return on_cores(one, threads)
 
 
 def compare(
@@ -285,10 +233,10 @@ def compare(
     turns: list[float] = []
     seconds: dict[str, list[float]] = {name: [] for name in (*rivals, *beside)}
     busy_cores: dict[str, float] = {}
-    peaks: list[float] = []
+    limits: list[dict[str, float]] = []
 
     def one_round() -> None:
-        peaks.append(fma_peak(case.dtype, threads))
+        limits.append(of_case(case, threads))
         for name, rival in rivals.items():
             once, busy_cores[name] = fleet.time(*rival, pace.turn)
             seconds[name].append(once)
@@ -306,7 +254,8 @@ def compare(
         for once in turns:
             benchmark.stats.update(once)
     ours = [once / case.T for once in turns]
-    gflops, peak = case.flops / statistics.median(ours) / 1e9, statistics.median(peaks)
+    gflops = case.flops / statistics.median(ours) / 1e9
+    least = {name: statistics.median(one[name] for one in limits) for name in limits[0]}
     benchmark.extra_info.update(
         case._asdict(),
         kind=case.kind,
@@ -315,6 +264,7 @@ def compare(
         seconds={"fastbptt": ours, **seconds},
         busy_cores=busy_cores,
         gflops=gflops,
-        peak_gflops=peak,
-        share_of_peak=gflops / peak,
+        limits=least,
+        source=source(case, threads).level,
+        share_of_peak=gflops / least["gflops"],
     )

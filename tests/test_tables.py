@@ -21,12 +21,18 @@ def table():
     sys.path.insert(0, str(BENCHES))
     import table
 
-    with pytest.MonkeyPatch.context() as patch:
-        capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
-        assert capacity.keys() == table.CAPACITY.keys()
-        patch.setattr(table, "CAPACITY", capacity)
-        yield table
+    yield table
     sys.path.remove(str(BENCHES))
+
+
+@pytest.fixture
+def limits(table, monkeypatch):
+    import limits
+
+    capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
+    assert capacity.keys() == limits.CAPACITY.keys()
+    monkeypatch.setattr(limits, "CAPACITY", capacity)
+    return limits
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,8 @@ def case(task, shape, cell, seconds, **more):
         "errors": {"fastbptt": 4e-7},
         "seconds": {name: [s * MICRO for s in values] for name, values in seconds.items()},
         "gflops": flops / ours / 1e9,
-        "peak_gflops": 100,
+        "limits": {"gflops": 100, "gcurves": 2, "reading": 4 * gates * H**2 / 1e11},
+        "source": "L1",
         "share_of_peak": flops / ours / 1e11,
         **more,
     }
@@ -97,6 +104,9 @@ LOST = case(
     ONE,
     "lstm",
     {"fastbptt": [5, 5, 5], "torch (1)": [4, 4, 4], "jax (1)": [9, 9, 9], "call": [1, 1, 1]},
+    # 28 of 64 KB of W_hh from L1, the rest with 50 GB/s
+    limits={"gflops": 100, "gcurves": 2, "reading": 1.024 * MICRO},
+    source="L2",
 )
 START = {"task": "import", "seconds": {"fastbptt": [0.3, 0.24, 0.26], "numba": [0.2, 0.2, 0.2]}}
 
@@ -196,15 +206,64 @@ def test_of_limits_measured_twice_the_largest_are_the_limits(table, written):
     assert [limits[name] for name in ("L1, GB/s", "L2", "NumPy's sgemm")] == ["100", "60", "90"]
 
 
-def test_a_peak_beside_a_row_that_is_above_the_limit_is_the_limit(table, written):
-    others = [WON | {"peak_gflops": 125}, WON | {"peak_gflops": 250, "threads": 2}]
-    others.append(WON | {"peak_gflops": 200, "dtype": "float64"})
-    text = table.text(table.read([written(LIMITS, *others, WON)]), None)
-    (limits,) = [row for row in rows(text, "threads") if "FMA float32, GFLOP/s" in row]
-    assert limits["FMA float32, GFLOP/s"] == "125"
-    # 65.5 of 125 GFLOP/s, and curves for a seventh of the time
-    seen = [row["of limit"] for row in rows(text, "T, B, I, H") if row["threads"] == "1"]
-    assert seen.count("65%") == 2
+def test_a_row_is_read_against_what_the_machine_gave_beside_it(table, written):
+    lent = WON | {"limits": WON["limits"] | {"gflops": 125}}
+    text = table.text(table.read([written(LIMITS, lent)]), None)
+    # 65.5 of 125 GFLOP/s, and curves for an eighth of the time
+    assert [row["of limit"] for row in rows(text, "T, B, I, H")] == ["65%"]
+    assert "FMA peak, by threads: 125 GFLOP/s (1)." in text
+
+
+@pytest.mark.parametrize(
+    ("B", "H", "cell", "threads", "sharers", "size", "level", "below"),
+    [
+        (1, 64, "rnn", 1, 1, 16 << 10, "L1", ""),
+        (1, 64, "rnn", 2, 1, 16 << 10, "L1", ""),
+        (32, 64, "rnn", 2, 2, 16 << 10, "L1", ""),
+        (1, 64, "lstm", 2, 1, 64 << 10, "L2", "L1"),
+        (1, 128, "lstm", 2, 1, 256 << 10, "L2", "L1"),
+        (1, 256, "rnn", 2, 2, 128 << 10, "L2", "L1"),
+        (1, 256, "rnn", 8, 1, 256 << 10, "L2", "L1"),
+        (2, 256, "lstm", 2, 2, 1 << 20, "L3", "L2"),
+        (1, 256, "lstm", 1, 1, 1 << 20, "L3", "L2"),
+        (64, 2048, "rnn", 2, 2, 16 << 20, "memory", "L3"),
+    ],
+)
+def test_who_reads_what_of_the_weights(limits, B, H, cell, threads, sharers, size, level, below):
+    import cases
+
+    one = cases.Case("forward", 100, B, 32, H, cell=cell)
+    assert limits.sharers(one, threads) == sharers
+    assert limits.source(one, threads) == (size, level, below)
+
+
+def test_the_seconds_of_reading(limits):
+    gbytes = {"L1": 100, "L2": 50}
+    assert limits.Source(16 << 10, "L1", "").seconds(gbytes) == pytest.approx(0.16384 * MICRO)
+    assert limits.Source(64 << 10, "L2", "L1").seconds(gbytes) == pytest.approx(1.024 * MICRO)
+
+
+def test_what_limits_a_case_is_measured_of_those_that_share_a_step(limits, monkeypatch):
+    import cases
+
+    monkeypatch.setattr(limits, "bandwidth", lambda size, n, _: {8: 100, 512: 50}[size >> 10] * n)
+    monkeypatch.setattr(limits, "LEVELS", {"L1": 8 << 10, "L2": 512 << 10})
+    monkeypatch.setattr(limits, "fma_peak", lambda dtype, threads, _: (dtype, threads))
+    monkeypatch.setattr(limits, "curve_rate", lambda dtype, threads, _: (dtype, threads))
+    for B, sharers in ((1, 1), (2, 2)):
+        found = limits.of_case(cases.Case("forward", 100, B, 32, 64, cell="lstm"), 2)
+        assert found["gflops"] == ("float32", 2)
+        assert found["gcurves"] == ("float32", sharers)
+        assert found["reading"] == pytest.approx(1.024 * MICRO)
+
+
+def test_the_limits_of_this_machine_at_this_moment(table):
+    import cases
+    import limits
+
+    found = limits.of_case(cases.Case("forward", 100, 1, 32, 64, cell="lstm"), 2)
+    assert found.keys() == {"gflops", "gcurves", "reading"}
+    assert all(value > 0 for value in found.values())
 
 
 def test_the_mean_the_machine_and_the_commands(text):
@@ -327,6 +386,16 @@ def test_no_relu_is_at_its_corner_but_for_rounding(table):
     assert 0 < (data.x != plain.x).any(axis=2).mean() < 0.1
 
 
+def test_a_whole_training_step(table, written):
+    shape = (100, 8, 64, 128)
+    one = case("train", shape, "lstm", {"fastbptt": [60, 70, 90], "torch (2)": [84, 77, 90]})
+    text = table.text(table.read([written(one | {"task": "step", "threads": 2})]), None)
+    (row,) = rows(text, "T, B, I, H")
+    assert list(row.values()) == [
+        *("100, 8, 64, 128", "lstm", "2", "7", "torch (2): 8.4", "1.10 (1.00–1.40)")
+    ]
+
+
 @pytest.mark.parametrize(
     ("H", "k", "jax", "share", "said"),
     [
@@ -357,7 +426,8 @@ def test_what_full_measures_beside_the_usual_rows(table, written):
     relu = SLOW | {"nonlinearity": "relu", "kind": "relu"}
     seconds = {"fastbptt": [0.6] * 3, "jax (1)": [0.75] * 3, "torch (1)": [4] * 3}
     near = case("forward", ONE, "rnn", seconds)  # of which its limit in float64 is 0.515
-    double = [row | {"dtype": "float64", "peak_gflops": 50} for row in (WON, near)]
+    half = {"gflops": 50, "gcurves": 1, "reading": 0.369 * MICRO}  # 28 of 32 KB from L1
+    double = [row | {"dtype": "float64", "limits": half} for row in (WON, near)]
     text = table.text(table.read([written(LIMITS, WON, relu, *double)]), None)
     assert len(rows(text, "T, B, I, H")) == 1
     some, both = rows(text, "task")
