@@ -68,7 +68,7 @@ class Case(NamedTuple):
         """Of one step; the elementwise part is not counted."""
         if self.task == "stream":
             return 2 * self.B * self.H * (self.I + self.H * (1 + self.k))
-        passes = 2 if self.task in ("forward", "sizes") else 6
+        passes = 2 if self.task == "forward" else 6
         return passes * self.B * GATES[self.cell] * self.H * (self.I + self.H)
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from cases import CORES, Case
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
 from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.panels import BLOCK
 from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
 from fastbptt.kernels.tiles import ROWS, tile
 
@@ -54,16 +56,18 @@ def _tiles(A, W, C, times):
         _tile(a, w, K, c, c, w)
 
 
-def on_cores(rate: Callable[[], float], threads: int) -> float:
-    """The sum of rate() of so many threads at once, each on a core of its own.
+def on_cores(rate: Callable[[Callable[[], Any]], float], threads: int) -> float:
+    """The sum of rate(ready) of so many threads at once, each on a core of its own.
 
-    Left alone, some schedulers keep two on one core for longer than they take.
+    Left alone, some schedulers keep two on one core for longer than they take.  ready() returns
+    when all have called it.
     """
+    ready = threading.Barrier(threads).wait
 
     def alone(core: int) -> float:
         if CORES:
             os.sched_setaffinity(0, {core})
-        return rate()
+        return rate(ready)
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(alone, CORES[:threads] or range(threads)))
@@ -74,11 +78,13 @@ def fma_peak(dtype: str, threads: int, least: float = _SECONDS) -> float:
     panel = VECTORS * lanes(dtype)
     K = _PEAK_BYTES // max(VECTORS * REGISTER_BYTES, ROWS * np.dtype(dtype).itemsize)
 
-    def one() -> float:
+    def one(ready: Callable[[], Any]) -> float:
         A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
         A[:], W[:], C[:] = 0, 0, 0
-        times, elapsed = 1, 0.0  # the first call may compile
-        while elapsed < least or times < 1000:
+        _tiles(A, W.reshape(-1), C, 0)  # compiled
+        times, elapsed = 1, 0.0
+        ready()
+        while elapsed < least:
             times *= 2
             start = time.perf_counter()
             _tiles(A, W.reshape(-1), C, times)
@@ -132,36 +138,38 @@ def curve_rate(dtype: str, threads: int, least: float = _SECONDS) -> float:
     """10^9 sigmoids or tanhs a second of our own code on data in L1, on so many threads at once."""
     elements = LEVELS["L1"] // 16
 
-    def one(least: float = least) -> float:
+    def one(ready: Callable[[], Any]) -> float:
         values = aligned((2, elements), dtype)
         values[:] = np.linspace(-4, 4, elements)
+        _curves(values, 0)  # compiled
         times, seconds = 1, 0.0
-        while times == 1 or seconds < least:
+        ready()
+        while seconds < least:
             times *= 2
             start = time.perf_counter()
             _curves(values, times)
             seconds = time.perf_counter() - start
         return 5 * elements * times / seconds / 1e9
 
-    one(0)  # compiled
     return on_cores(one, threads)
 
 
 def bandwidth(size: int, threads: int, least: float = _SECONDS) -> float:
     """GB/s of so many threads at once, each reading its own `size` bytes."""
 
-    def one(least: float = least) -> float:
+    def one(ready: Callable[[], Any]) -> float:
         parts = aligned((8, size // 32), np.float32)  # a register across two lines costs double
         parts.fill(1)
+        _read(parts, 0)  # compiled
         times, seconds = 1, 0.0
-        while times == 1 or seconds < least:
+        ready()
+        while seconds < least:
             times *= 2
             start = time.perf_counter()
             _read(parts, times)
             seconds = time.perf_counter() - start
         return times * size / seconds / 1e9
 
-    one(0)  # compiled
     return on_cores(one, threads)
 
 
@@ -195,17 +203,20 @@ class Source(NamedTuple):
 
 
 def sharers(case: Case, threads: int) -> int:
-    """Threads that share a step: all, or one where there are fewer sequences and no team pays.
+    """Threads that take part in a step: one for each sequence, or a team, see `layers`.
 
-    A team is of more than 128 units, and each member has 64 KB of W_hh.
+    A team is where each of more members than sequences has 64 KB of W_hh, and the units are more
+    than a block.
     """
-    team = case.H > 128 and case.weights >= threads << 16
-    return threads if team or threads <= case.B else 1
+    members = min(threads, case.weights >> 16)
+    team = BLOCK * lanes(case.dtype) < case.H and members > case.B
+    return members if team else min(threads, case.B)
 
 
 def source(case: Case, threads: int) -> Source:
     """Of W_hh, for each of so many threads."""
-    own = case.weights if threads <= case.B else case.weights // sharers(case, threads)
+    n = sharers(case, threads)
+    own = case.weights if n <= case.B else case.weights // n
     below = ""
     for name, size in CAPACITY.items():
         if own <= size:
@@ -217,8 +228,8 @@ def source(case: Case, threads: int) -> Source:
 def of_case(case: Case, threads: int) -> dict[str, float]:
     """What limits a case at this moment: a machine that others use is not the same all day.
 
-    GFLOP/s of all threads; 10^9 curves a second of those that share a step, and seconds in which
-    they read W_hh.
+    GFLOP/s of all threads; 10^9 curves a second of those that take part in a step, and seconds in
+    which they read W_hh.
     """
     n, read = sharers(case, threads), source(case, threads)
     levels = {read.level, read.below or read.level}

@@ -80,7 +80,8 @@ def limits_of(info: Info) -> dict[str, float]:
     """Seconds a step that arithmetic, the reading of W_hh and curves take at least.
 
     By what was measured of the machine in turn with the row.  A step goes through all of W_hh
-    before the next can begin; what can be done for all steps at once is arithmetic alone.
+    before the next can begin, on the threads that share it; what can be done for all steps at once
+    is arithmetic alone, on all threads.
     """
     limits = info["limits"]
     peak = limits["gflops"] * 1e9
@@ -88,10 +89,12 @@ def limits_of(info: Info) -> dict[str, float]:
     recurrent = 2 * info["B"] * (1 + info["k"]) * GATES[info["cell"]] * info["H"] ** 2
     total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
     curves = 0 if info["kind"] == "relu" else info["B"] * info["H"] * CURVES[info["cell"]]
-    parts = {"arithmetic": total / peak}
-    if limits["reading"] > recurrent / peak:
-        parts["arithmetic"] -= sweeps * recurrent / peak
+    product = recurrent / peak * info["threads"] / info["sharers"]
+    parts = {"arithmetic": (total - sweeps * recurrent) / peak}
+    if limits["reading"] > product:
         parts[f"W from {info['source']}"] = sweeps * limits["reading"]
+    else:
+        parts["arithmetic"] += sweeps * product
     return parts | {"curves": curves / (limits["gcurves"] * 1e9)}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cases import CORES, TOLERANCE, Case, inputs
-from limits import of_case, source
+from limits import of_case, sharers, source
 from peers import (
     PEERS,
     SLOPES,
@@ -265,6 +265,7 @@ def compare(
         busy_cores=busy_cores,
         gflops=gflops,
         limits=least,
+        sharers=sharers(case, threads),
         source=source(case, threads).level,
         share_of_peak=gflops / least["gflops"],
     )

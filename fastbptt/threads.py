@@ -17,8 +17,9 @@ from .kernels.team import awaited, cache_lines
 
 _WORTH_SHARING = 2e7  # multiply-adds, some 0.2 ms: below that the hand-over costs what it gains
 
-# Calls the first of some functions here and each other in a thread of its own, and then, here too,
-# what is to be called when the first has ended or will not begin.
+# Calls the first of some functions here and the others elsewhere, and here too, when the first has
+# ended or will not begin, what is given for that.  It may have fewer threads than functions and
+# call several in turn: none may wait without end for another to begin.
 SideBySide: TypeAlias = Callable[[Sequence[Callable[[], None]], Callable[[], None]], None]
 
 _count: int | None = None
@@ -243,7 +244,7 @@ else:
 def side_by_side(
     works: Sequence[Callable[[], None]], ended: Callable[[], None] = lambda: None
 ) -> None:
-    """Call the first here and each other in a thread of its own, a lender's or one of ours.
+    """Call the first here and each other in a thread of ours, or all on a lender's (`SideBySide`).
 
     ended() is called here when the first has ended or, by an error, will not begin.
     """

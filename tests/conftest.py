@@ -1,5 +1,6 @@
 """Hypothesis draws the same examples in every CI run: a red run must be red again."""
 
+import gc
 import os
 import signal
 
@@ -17,3 +18,10 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_collector():
+    gc.disable()
+    yield
+    gc.enable()

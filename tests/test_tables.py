@@ -32,6 +32,7 @@ def limits(table, monkeypatch):
     capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
     assert capacity.keys() == limits.CAPACITY.keys()
     monkeypatch.setattr(limits, "CAPACITY", capacity)
+    monkeypatch.setattr(limits, "lanes", lambda dtype: 64 // np.dtype(dtype).itemsize)
     return limits
 
 
@@ -62,6 +63,7 @@ def case(task, shape, cell, seconds, **more):
         "gflops": flops / ours / 1e9,
         "limits": {"gflops": 100, "gcurves": 2, "reading": 4 * gates * H**2 / 1e11},
         "source": "L1",
+        "sharers": 1,
         "share_of_peak": flops / ours / 1e11,
         **more,
     }
@@ -223,7 +225,8 @@ def test_a_row_is_read_against_what_the_machine_gave_beside_it(table, written):
         (1, 64, "lstm", 2, 1, 64 << 10, "L2", "L1"),
         (1, 128, "lstm", 2, 1, 256 << 10, "L2", "L1"),
         (1, 256, "rnn", 2, 2, 128 << 10, "L2", "L1"),
-        (1, 256, "rnn", 8, 1, 256 << 10, "L2", "L1"),
+        (1, 256, "rnn", 8, 4, 64 << 10, "L2", "L1"),
+        (2, 64, "rnn", 4, 2, 16 << 10, "L1", ""),
         (2, 256, "lstm", 2, 2, 1 << 20, "L3", "L2"),
         (1, 256, "lstm", 1, 1, 1 << 20, "L3", "L2"),
         (64, 2048, "rnn", 2, 2, 16 << 20, "memory", "L3"),

@@ -1,6 +1,5 @@
 """The pool: same bits with any number of threads, forks, other callers, Ctrl-C."""
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -175,13 +174,6 @@ def test_as_many_threads_as_works_and_calls_from_several_threads():
         caller.join()
     assert not barrier.broken
     assert len(set(threads._idle)) == 9
-
-
-@pytest.fixture
-def no_collector():
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")

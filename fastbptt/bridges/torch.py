@@ -22,14 +22,15 @@ from ..threads import num_threads
 from ..trace import Trace
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-
-_openmp = OpenMP.of(f"{torch.__path__[0]}/lib/libtorch_cpu.so")
+_openmp = OpenMP.found()
 # Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
 _WORTH_SHARING = 5e8
 
 # The net of each module and span of layers.  Beside the modules and not in them: neither pickled
 # nor copied with them.
-_nets: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], Network]] = weakref.WeakKeyDictionary()
+_nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _array(y: torch.Tensor) -> np.ndarray:
@@ -194,8 +195,7 @@ class _Recurrent(torch.nn.RNNBase):
         if isinstance(self, torch.nn.RNN):
             options["nonlinearity"] = self.nonlinearity
         I = self.input_size if first == 0 else D * self.hidden_size
-        known = net is not None and all(getattr(net, name) == y for name, y in options.items())
-        if net is None or not known:
+        if net is None or any(getattr(net, name) != y for name, y in options.items()):
             kind = getattr(networks, self.mode.partition("_")[0])
             net = nets[first, last] = kind(I, self.hidden_size, rng=0, **options)
         held = net.weights.arrays
