@@ -81,10 +81,10 @@ class OpenMP:
         """
         call = _Call(works)
         try:
-            # nothing between `try` and this, nor between `finally` and the other: an interrupt is
-            # raised where a call returns, so that the region ends if and only if it has begun
-            self._start(self._member, call, 0)
             try:
+                # nothing between `try` and this, nor between `finally` and the other: an interrupt
+                # is raised where a call returns, so that the region ends if and only if it began
+                self._start(self._member, call, 0)
                 call.run(0, len(works))  # the first alone
             finally:
                 ended()

@@ -125,15 +125,20 @@ def test_within_one_of_its_works(count, lent):
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("before", ["_start", "_end"])
 def test_ctrl_c_while_a_region_begins_or_ends(monkeypatch, count, before):
-    runtime, done, one = OpenMP(), [], getattr(OpenMP(), before)
+    runtime, done, one, free = OpenMP(), [], getattr(OpenMP(), before), threading.Event()
 
     def interrupted(*arguments):
         one(*arguments)
         signal.raise_signal(signal.SIGINT)
 
+    def member():
+        assert free.wait(60)
+        done.append(0)
+
     monkeypatch.setattr(runtime, before, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runtime.side_by_side([nothing, lambda: done.append(1)], nothing)
+        runtime.side_by_side([nothing, member], free.set)
+    assert done == [0] or count == 1
     still_as_many(count)
     monkeypatch.undo()
     runtime.side_by_side([nothing, lambda: done.append(1)], nothing)

@@ -216,6 +216,15 @@ def test_a_row_is_read_against_what_the_machine_gave_beside_it(table, written):
     assert "FMA peak, by threads: 125 GFLOP/s (1)." in text
 
 
+def test_a_step_has_the_arithmetic_of_those_who_take_part_in_it(table):
+    near = {"gflops": 200, "gcurves": 2, "reading": 0.01 * MICRO}
+    row = SLOW | {"limits": near, "threads": 2}
+    # 4096 operations of W_ih x by both threads, 8192 of W_hh h and 64 tanhs by one
+    assert table.limits_of(row)["arithmetic"] == pytest.approx(0.02048 * MICRO + 0.08192 * MICRO)
+    assert table.share_of_limit(row) == pytest.approx((0.1024 + 0.032) / 0.4)
+    assert table.share_of_limit(row | {"sharers": 2}) == pytest.approx((0.06144 + 0.032) / 0.4)
+
+
 @pytest.mark.parametrize(
     ("B", "H", "cell", "threads", "sharers", "size", "level", "below"),
     [
