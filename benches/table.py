@@ -472,6 +472,18 @@ def norms(infos: dict[str, Info]) -> str:
     return "\n\n".join(["Norms:", table(head, rows), *dict.fromkeys(notes)])
 
 
+def once_each(infos: list[Info]) -> dict[str, Info]:
+    """By task; of one that was measured several times all rounds count, or else the last one."""
+    found: dict[str, Info] = {}
+    for info in infos:
+        if (before := found.get(info["task"])) and "seconds" in info:
+            rounds = {name: y for name, y in info["seconds"].items() if isinstance(y, list)}
+            both = {name: before["seconds"][name] + y for name, y in rounds.items()}
+            info = info | {"seconds": info["seconds"] | both}
+        found[info["task"]] = info
+    return found
+
+
 def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     """All tables of a report of pytest-benchmark, with the machine they were measured on."""
     machine = report["machine_info"]
@@ -507,7 +519,7 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     unusual = [info for info in rivalled if not usual(info)]
     rivalled = [info for info in rivalled if usual(info)]
     streamed = [info for info in infos if info["task"] == "stream"]
-    others = {info["task"]: info for info in infos if "H" not in info}
+    others = once_each([info for info in infos if "H" not in info])
     parts += [sweeps(rivalled)] if rivalled else []
     parts += [beside(unusual)] if unusual else []
     bridged = [info for info in infos if info["task"] == "bridge"]

@@ -289,6 +289,14 @@ def test_the_mean_the_machine_and_the_commands(text):
     assert start[""] == "met"
 
 
+def test_of_what_was_measured_twice_all_rounds_count(table, written):
+    slow = {"task": "import", "seconds": {"fastbptt": [0.4, 0.42], "numba": [0.2, 0.2]}}
+    text = table.text(table.read([written(START), written(slow, WON)]), None)
+    (start,) = rows(text, "what")  # of 1.5, 1.2, 1.3, 2.0 and 2.1
+    assert start["measured"] == "1.50 (1.20–2.10) x `import numba`"
+    assert start[""] == "**missed**"
+
+
 def test_windows_with_a_bar_and_without(table, written):
     def windows(lag, bar, ours):
         seconds = {"fastbptt": [ours * MICRO] * 3, "numpy": [90 * MICRO, 120 * MICRO, 60 * MICRO]}
