@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numba
@@ -43,7 +44,6 @@ _BESIDE = 0.004  # of one that is measured in each round of a row
 _PEAK_BYTES = 1 << 14  # of either operand at most: half of L1
 _SGEMM = 1024
 
-
 _tile = tile(ROWS, 1)
 
 
@@ -73,6 +73,19 @@ def on_cores(rate: Callable[[Callable[[], Any]], float], threads: int) -> float:
         return sum(pool.map(alone, CORES[:threads] or range(threads)))
 
 
+def _per_second(call: Callable[[int], Any], ready: Callable[[], Any], least: float) -> float:
+    """Times a second, of the first call(times) that takes the `least` seconds."""
+    call(0)  # compiled
+    times, seconds = 1, 0.0
+    ready()
+    while seconds < least:
+        times *= 2
+        start = time.perf_counter()
+        call(times)
+        seconds = time.perf_counter() - start
+    return times / seconds
+
+
 def fma_peak(dtype: str, threads: int, least: float = _SECONDS) -> float:
     """GFLOP/s of the register tile on data in L1, on so many cores at once."""
     panel = VECTORS * lanes(dtype)
@@ -81,15 +94,8 @@ def fma_peak(dtype: str, threads: int, least: float = _SECONDS) -> float:
     def one(ready: Callable[[], Any]) -> float:
         A, W, C = (aligned((m, n), dtype) for m, n in ((ROWS, K), (K, panel), (ROWS, panel)))
         A[:], W[:], C[:] = 0, 0, 0
-        _tiles(A, W.reshape(-1), C, 0)  # compiled
-        times, elapsed = 1, 0.0
-        ready()
-        while elapsed < least:
-            times *= 2
-            start = time.perf_counter()
-            _tiles(A, W.reshape(-1), C, times)
-            elapsed = time.perf_counter() - start
-        return times * 2 * ROWS * K * panel / elapsed / 1e9
+        rate = _per_second(partial(_tiles, A, W.reshape(-1), C), ready, least)
+        return 2 * ROWS * K * panel * rate / 1e9
 
     return on_cores(one, threads)
 
@@ -141,15 +147,7 @@ def curve_rate(dtype: str, threads: int, least: float = _SECONDS) -> float:
     def one(ready: Callable[[], Any]) -> float:
         values = aligned((2, elements), dtype)
         values[:] = np.linspace(-4, 4, elements)
-        _curves(values, 0)  # compiled
-        times, seconds = 1, 0.0
-        ready()
-        while seconds < least:
-            times *= 2
-            start = time.perf_counter()
-            _curves(values, times)
-            seconds = time.perf_counter() - start
-        return 5 * elements * times / seconds / 1e9
+        return 5 * elements * _per_second(partial(_curves, values), ready, least) / 1e9
 
     return on_cores(one, threads)
 
@@ -160,15 +158,7 @@ def bandwidth(size: int, threads: int, least: float = _SECONDS) -> float:
     def one(ready: Callable[[], Any]) -> float:
         parts = aligned((8, size // 32), np.float32)  # a register across two lines costs double
         parts.fill(1)
-        _read(parts, 0)  # compiled
-        times, seconds = 1, 0.0
-        ready()
-        while seconds < least:
-            times *= 2
-            start = time.perf_counter()
-            _read(parts, times)
-            seconds = time.perf_counter() - start
-        return times * size / seconds / 1e9
+        return size * _per_second(partial(_read, parts), ready, least) / 1e9
 
     return on_cores(one, threads)
 

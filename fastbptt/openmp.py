@@ -51,7 +51,7 @@ class OpenMP:
 
     @classmethod
     def found(cls) -> "OpenMP | None":
-        """None where no runtime is loaded, as libraries are that others shall find."""
+        """None where no loaded library offers such a runtime to the others."""
         try:
             return cls() if sys.platform == "linux" else None
         except AttributeError:

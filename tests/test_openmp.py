@@ -246,7 +246,6 @@ def _in_child(queue):
     queue.put((bridge._openmp.usable(), small()))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="issue 3: fork exists on POSIX systems only")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_made_by_fork_waits_for_no_thread_of_its_parent(monkeypatch, count):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
@@ -264,7 +263,6 @@ def test_a_child_made_by_fork_waits_for_no_thread_of_its_parent(monkeypatch, cou
     assert bridge._openmp.usable()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="issue 3: fork exists on POSIX systems only")
 def test_a_child_that_has_the_bridge_after_the_fork():
     code = (
         "import os, torch\n"
