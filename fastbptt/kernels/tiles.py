@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 from .simd import (
     FMAS,
+    REGISTER_BYTES,
     REGISTERS,
     TO_L1,
     TO_L2,
@@ -39,8 +40,9 @@ TOGETHER = REGISTERS // 4
 WEIGHTS_AHEAD = REGISTERS == 32
 # Elements of a single row that come with one load, for shuffles to spread.  Where one FMA begins in
 # a cycle, so does one load: a load for each k took the place of a weight, and a product of 64 by 64
-# units 330 cycles and not 290.  Where two FMAs begin, a shuffle would take the place of one.
-_GROUP = 4 if FMAS == 1 else 1
+# units 330 cycles and not 290.  AVX2's loads are as scarce, two beside two FMAs, and its shuffles
+# need not take an FMA's place: a step of 64 units takes 0.95 of the time.  With AVX-512 they do.
+_GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
 _SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
 
 
