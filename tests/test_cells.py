@@ -15,7 +15,8 @@ from tolerances import tolerance
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastbptt as fb
-from fastbptt import threads
+from fastbptt import threads, weights
+from fastbptt.kernels import memory
 from fastbptt.networks import NETWORKS
 
 DTYPES = (np.float32, np.float64)
@@ -207,6 +208,24 @@ def test_no_state_is_a_state_of_zeros(kind, options, ragged, H):
         left_out = [None if part is without else part for part in (state, d_state)]
         for one, other in zip(wanted, everything(net, arrays, *left_out, **given), strict=True):
             assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize("H", [16, 140])
+def test_rows_set_apart_have_the_bits_of_others(kind, options, H, dtype, monkeypatch, request):
+    found = []
+    request.addfinalizer(weights.sizes.cache_clear)
+    for period in (1 << 40, 1):  # no row is set apart, and each is
+        monkeypatch.setattr(memory, "_PERIOD", period)
+        weights.sizes.cache_clear()
+        net, arrays, state, d_state = small(kind, options, dtype, H=H)
+        sizes = net.weights.layers[0].sizes
+        wide = net.weights.design.slots.width * sizes.Hp
+        assert (sizes.wide > wide) == (period == 1)
+        found.append(everything(net, arrays, state, d_state))
+    for one, other in zip(*found, strict=True):
+        assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)

@@ -16,7 +16,7 @@ from ..jit import implements
 
 
 class Slots(NamedTuple):
-    """What the columns of `a` (rows, slots·Hp) hold, Hp of them a slot.
+    """What the columns of `a` (rows,wide) hold, Hp of them a slot; see `weights.Sizes` for wide.
 
     Slots 0 .. x-1 get W_ih x; slots first .. gate-1 get W_hh h; slots gate .. last-1 get W_hh times
     the gated state, which `gate` leaves in slot `last`, or h itself where first == gate.
@@ -52,7 +52,7 @@ class Memory(NamedTuple):
 
     h: np.ndarray  # (N+S,Hp)
     c: np.ndarray  # (N+S,Hp), (2N,Hp) if not kept: state t in half t % 2; no rows without a c
-    a: np.ndarray  # (S,slots·Hp): pre-activations, then what `step` makes of them
+    a: np.ndarray  # (S,wide): pre-activations, then what `step` makes of them
     kept: bool  # whether a and c hold all steps
 
 
@@ -61,7 +61,7 @@ class Adjoints(NamedTuple):
 
     dh: np.ndarray  # (N,Hp)
     dc: np.ndarray  # (N,Hp), no rows without a c
-    da: np.ndarray  # (rows of some chunks, slots·Hp)
+    da: np.ndarray  # (rows of some chunks, wide)
     dx: np.ndarray  # (S,Ip), no rows if not wanted
     step_h: np.ndarray  # (S,Hp): dL/dh of every step, no rows if not wanted
     step_c: np.ndarray  # (S,Hp)

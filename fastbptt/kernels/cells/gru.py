@@ -66,9 +66,9 @@ def _gru_before_slots(cell):
 @implements(step, GRU)
 def _gru_step(cell, m, at, M, j0, j1):
     """h = n + z (h - n); n, r, z and what r multiplies stay in a."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 4 * (at.a + b) * k
+        a = (at.a + b) * wide
         n, r = line(m.a, a, "a0"), line(m.a, a + k, "a1")
         z, hn = line(m.a, a + 2 * k, "a2"), line(m.a, a + 3 * k, "a3")
         before, h = line(m.h, (at.h + b) * k, "h"), line(m.h, (at.h_next + b) * k, "h")
@@ -82,10 +82,10 @@ def _gru_step(cell, m, at, M, j0, j1):
 @implements(adjoint, GRU)
 def _gru_adjoint(cell, m, d, at, M, j0, j1):
     """Through h = (1 - z) n + z h to n, z and h, through n to r and to what r multiplies."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        a, s = 4 * (at.a + b) * k, 4 * (at.da + b) * k
+        a, s = (at.a + b) * wide, (at.da + b) * wide
         n, r = line(m.a, a, "a0"), line(m.a, a + k, "a1")
         z, hn = line(m.a, a + 2 * k, "a2"), line(m.a, a + 3 * k, "a3")
         dn, dr = line(d.da, s, "da0"), line(d.da, s + k, "da1")
@@ -102,9 +102,9 @@ def _gru_adjoint(cell, m, d, at, M, j0, j1):
 @implements(gate, GRUResetBefore)
 def _gru_before_gate(cell, m, at, M, j0, j1):
     """r h."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 4 * (at.a + b) * k
+        a = (at.a + b) * wide
         r, z, rh = line(m.a, a, "a0"), line(m.a, a + k, "a1"), line(m.a, a + 3 * k, "a3")
         h = line(m.h, (at.h + b) * k, "h")
         for j in range(j0, j1):
@@ -115,9 +115,9 @@ def _gru_before_gate(cell, m, at, M, j0, j1):
 @implements(step, GRUResetBefore)
 def _gru_before_step(cell, m, at, M, j0, j1):
     """h = n + z (h - n)."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 4 * (at.a + b) * k
+        a = (at.a + b) * wide
         z, n = line(m.a, a + k, "a1"), line(m.a, a + 2 * k, "a2")
         before, h = line(m.h, (at.h + b) * k, "h"), line(m.h, (at.h_next + b) * k, "h")
         for j in range(j0, j1):
@@ -128,10 +128,10 @@ def _gru_before_step(cell, m, at, M, j0, j1):
 @implements(adjoint, GRUResetBefore)
 def _gru_before_adjoint(cell, m, d, at, M, j0, j1):
     """Through h = (1 - z) n + z h to n, z and h."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        a, s = 4 * (at.a + b) * k, 4 * (at.da + b) * k
+        a, s = (at.a + b) * wide, (at.da + b) * wide
         z, n = line(m.a, a + k, "a1"), line(m.a, a + 2 * k, "a2")
         dz, dn = line(d.da, s + k, "da1"), line(d.da, s + 2 * k, "da2")
         h, dh = line(m.h, (at.h + b) * k, "h"), line(d.dh, (at.d + b) * k, "dh")
@@ -144,11 +144,11 @@ def _gru_before_adjoint(cell, m, d, at, M, j0, j1):
 @implements(gate_adjoint, GRUResetBefore)
 def _gru_before_gate_adjoint(cell, m, d, at, M, j0, j1):
     """Through r h to r and to h."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        s = 4 * (at.da + b) * k
-        r, h = line(m.a, 4 * (at.a + b) * k, "a0"), line(m.h, (at.h + b) * k, "h")
+        s = (at.da + b) * wide
+        r, h = line(m.a, (at.a + b) * wide, "a0"), line(m.h, (at.h + b) * k, "h")
         dr, drh, dh = (
             line(d.da, s, "da0"),
             line(d.da, s + 3 * k, "da3"),

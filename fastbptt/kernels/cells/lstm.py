@@ -35,9 +35,9 @@ def _lstm_slots(cell):
 @implements(step, LSTM)
 def _lstm_step(cell, m, at, M, j0, j1):
     """c = f c + i g, h = o tanh(c); the gates stay in a."""
-    n = m.h.shape[1]
+    n, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 4 * (at.a + b) * n
+        a = (at.a + b) * wide
         i, f = line(m.a, a, "a0"), line(m.a, a + n, "a1")
         g, o = line(m.a, a + 2 * n, "a2"), line(m.a, a + 3 * n, "a3")
         for j in range(j0, j1):
@@ -46,7 +46,7 @@ def _lstm_step(cell, m, at, M, j0, j1):
             g[j] = tanh(g[j])
     # Rows anew: in one loop the processor cannot look past a chain of two transcendentals.
     for b in range(M):
-        a = 4 * (at.a + b) * n
+        a = (at.a + b) * wide
         i, f = line(m.a, a, "a0"), line(m.a, a + n, "a1")
         g, o = line(m.a, a + 2 * n, "a2"), line(m.a, a + 3 * n, "a3")
         c_before, c = line(m.c, (at.c + b) * n, "c"), line(m.c, (at.c_next + b) * n, "c")
@@ -59,16 +59,16 @@ def _lstm_step(cell, m, at, M, j0, j1):
 @implements(adjoint, LSTM)
 def _lstm_adjoint(cell, m, d, at, M, j0, j1):
     """dc += dh o (1 - tanh² c); each da is what reaches its gate times the slope; dc <- dc f."""
-    n = m.h.shape[1]
+    n, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        c, do = line(m.c, (at.c_next + b) * n, "c"), line(d.da, (4 * (at.da + b) + 3) * n, "da3")
+        c, do = line(m.c, (at.c_next + b) * n, "c"), line(d.da, (at.da + b) * wide + 3 * n, "da3")
         for j in range(j0, j1):
             do[j] = tanh(c[j])
     for b in range(M):
         o, do = (
-            line(m.a, (4 * (at.a + b) + 3) * n, "a3"),
-            line(d.da, (4 * (at.da + b) + 3) * n, "da3"),
+            line(m.a, (at.a + b) * wide + 3 * n, "a3"),
+            line(d.da, (at.da + b) * wide + 3 * n, "da3"),
         )
         dh, dc = line(d.dh, (at.d + b) * n, "dh"), line(d.dc, (at.d + b) * n, "dc")
         for j in range(j0, j1):
@@ -81,7 +81,7 @@ def _lstm_adjoint(cell, m, d, at, M, j0, j1):
             for j in range(j0, j1):
                 record[j] = dc[j]
     for b in range(M):
-        a, s = 4 * (at.a + b) * n, 4 * (at.da + b) * n
+        a, s = (at.a + b) * wide, (at.da + b) * wide
         i, f, g = line(m.a, a, "a0"), line(m.a, a + n, "a1"), line(m.a, a + 2 * n, "a2")
         di, df, dg = line(d.da, s, "da0"), line(d.da, s + n, "da1"), line(d.da, s + 2 * n, "da2")
         c, dc = line(m.c, (at.c + b) * n, "c"), line(d.dc, (at.d + b) * n, "dc")

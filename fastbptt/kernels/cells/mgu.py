@@ -49,9 +49,9 @@ def _mgu_slots(cell):
 @implements(gate, MGU)
 def _mgu_gate(cell, m, at, M, j0, j1):
     """f h."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 3 * (at.a + b) * k
+        a = (at.a + b) * wide
         f, fh, h = line(m.a, a, "a0"), line(m.a, a + 2 * k, "a2"), line(m.h, (at.h + b) * k, "h")
         for j in range(j0, j1):
             f[j] = sigmoid(f[j])
@@ -61,9 +61,9 @@ def _mgu_gate(cell, m, at, M, j0, j1):
 @implements(step, MGU)
 def _mgu_step(cell, m, at, M, j0, j1):
     """h = h + f (n - h)."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a = 3 * (at.a + b) * k
+        a = (at.a + b) * wide
         f, n = line(m.a, a, "a0"), line(m.a, a + k, "a1")
         before, h = line(m.h, (at.h + b) * k, "h"), line(m.h, (at.h_next + b) * k, "h")
         for j in range(j0, j1):
@@ -74,10 +74,10 @@ def _mgu_step(cell, m, at, M, j0, j1):
 @implements(adjoint, MGU)
 def _mgu_adjoint(cell, m, d, at, M, j0, j1):
     """Through h = (1 - f) h + f n to n, to h, and for `gate_adjoint` to f."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        a, s = 3 * (at.a + b) * k, 3 * (at.da + b) * k
+        a, s = (at.a + b) * wide, (at.da + b) * wide
         f, n = line(m.a, a, "a0"), line(m.a, a + k, "a1")
         df, dn = line(d.da, s, "da0"), line(d.da, s + k, "da1")
         h, dh = line(m.h, (at.h + b) * k, "h"), line(d.dh, (at.d + b) * k, "dh")
@@ -90,11 +90,11 @@ def _mgu_adjoint(cell, m, d, at, M, j0, j1):
 @implements(gate_adjoint, MGU)
 def _mgu_gate_adjoint(cell, m, d, at, M, j0, j1):
     """Through f h to f and to h."""
-    k = m.h.shape[1]
+    k, wide = m.h.shape[1], m.a.shape[1]
     one = m.h.dtype.type(1)
     for b in range(M):
-        s = 3 * (at.da + b) * k
-        f, h = line(m.a, 3 * (at.a + b) * k, "a0"), line(m.h, (at.h + b) * k, "h")
+        s = (at.da + b) * wide
+        f, h = line(m.a, (at.a + b) * wide, "a0"), line(m.h, (at.h + b) * k, "h")
         df, dfh = line(d.da, s, "da0"), line(d.da, s + 2 * k, "da2")
         dh = line(d.dh, (at.d + b) * k, "dh")
         for j in range(j0, j1):

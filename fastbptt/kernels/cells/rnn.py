@@ -35,9 +35,9 @@ def _rnn_slots(cell):
 @implements(step, RNN)
 def _rnn_step(cell, m, at, M, j0, j1):
     """h[t+1] = f(a)."""
-    n = m.h.shape[1]
+    n, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        a, h = line(m.a, (at.a + b) * n, "a0"), line(m.h, (at.h_next + b) * n, "h")
+        a, h = line(m.a, (at.a + b) * wide, "a0"), line(m.h, (at.h_next + b) * n, "h")
         for j in range(j0, j1):
             h[j] = value(cell.act, a[j])
 
@@ -45,9 +45,9 @@ def _rnn_step(cell, m, at, M, j0, j1):
 @implements(adjoint, RNN)
 def _rnn_adjoint(cell, m, d, at, M, j0, j1):
     """da = dh f'(a)."""
-    n = m.h.shape[1]
+    n, wide = m.h.shape[1], m.a.shape[1]
     for b in range(M):
-        h, da = line(m.h, (at.h_next + b) * n, "h"), line(d.da, (at.da + b) * n, "da0")
+        h, da = line(m.h, (at.h_next + b) * n, "h"), line(d.da, (at.da + b) * wide, "da0")
         dh = line(d.dh, (at.d + b) * n, "dh")
         for j in range(j0, j1):
             da[j] = dh[j] * slope_at_value(cell.act, h[j])
