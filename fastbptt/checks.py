@@ -145,7 +145,7 @@ def read_only(y: np.ndarray) -> np.ndarray:
     may be written and once more for those that may not.
     """
     view = y.view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 

@@ -32,6 +32,10 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # longer streams of them read 8 % faster.
 _SINGLE_FROM, _SINGLE_TO = (kb * 1024 // (2 * VECTORS * REGISTER_BYTES) for kb in (24, 64))
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
+# K up to which many rows that fetch nothing go by tiles of three rows and two panels, where a tile
+# of two rows has as many: with 16 registers seven loads for twelve multiply-adds, not eight and a
+# line to fetch.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of the time.
+_LOW_TO = 256 if _WIDE2 == _WIDE3 else 0
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
@@ -127,28 +131,33 @@ def _row_matmul(A, W, K, width, N, S, C, long):
 
 
 @kernel(part=True)
-def _few_rows_matmul(A, M, W, K, width, N, S, C):
-    """`panel_matmul` of two or three rows, without what `rows_matmul` needs for many.
+def _low_tiles_matmul(A, M, W, K, width, N, S, C):
+    """`panel_matmul` by tiles of two or three rows, without what `rows_matmul` needs for many.
 
     That took 4 % of a step of a state and one tangent of 64 units.
     """
-    panel, across = VECTORS * width, _WIDE2 if M == 2 else _WIDE3
-    j, nowhere = 0, shifted(W, 0, 0)
+    panel, nowhere = VECTORS * width, shifted(W, 0, 0)
+    across = (_WIDE2 if M == 2 else _WIDE3) * panel
+    j = 0
     while j < N:
+        wide = across if j + across <= N else min(panel, N - j)
         w = shifted(W, j * K, panel * K)
-        s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
-        if j + across * panel <= N:
-            if M == 2:
-                _wide2(A, w, K, s, c, w)
+        r = 0
+        while r < M:
+            height = 2 if M - r == 2 or M - r == 4 else 3
+            a = shifted(A, r * A[1], A[1])
+            s, c = shifted(S, j + r * S[1], S[1]), shifted(C, j + r * C[1], C[1])
+            if wide == across:
+                if height == 2:
+                    _wide2(a, w, K, s, c, w)
+                else:
+                    _wide3(a, w, K, s, c, w)
+            elif wide == panel:
+                _full_tiles(height, 1, a, w, K, s, c, nowhere)
             else:
-                _wide3(A, w, K, s, c, w)
-            j += across * panel
-        else:
-            if j + panel <= N:
-                _full_tiles(M, 1, A, w, K, s, c, nowhere)
-            else:
-                _half_tiles(M, 1, A, w, K, s, c, nowhere)
-            j += panel
+                _half_tiles(height, 1, a, w, K, s, c, nowhere)
+            r += height
+        j += wide
 
 
 @kernel(part=True, inlined=True)
@@ -168,7 +177,7 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
     if 2 <= M <= 3:
-        _few_rows_matmul(A, M, W, K, width, N, S, C)
+        _low_tiles_matmul(A, M, W, K, width, N, S, C)
         return
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
@@ -180,6 +189,9 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     for run in range(len(soon)):
         size += soon[run][1]
     wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
+    if M > 3 and not wanted and K <= _LOW_TO:
+        _low_tiles_matmul(A, M, W, K, width, N, S, C)
+        return
     ahead = nowhere = shifted(W, 0, 0)
     j = n = until = begun = run = 0
     while j < N:
