@@ -11,7 +11,7 @@ import numpy as np
 from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
-from .kernels.memory import aligned, pieces
+from .kernels.memory import aligned, bring_back, pieces, taken
 from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team, board, close, incomplete
@@ -72,6 +72,7 @@ class _Others:
 _others = _Others()
 
 
+@lru_cache
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
@@ -209,9 +210,8 @@ class LayerPass:
     @staticmethod
     def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
         """Multiply-adds of the steps t0 .. t1-1."""
-        n = int(sequences.starts[t1 + 1] - sequences.starts[t0 + 1])
         H = layer.hidden_size
-        return n * len(layer.design.gates) * H * (layer.input_size + H)
+        return sequences.steps(t0, t1) * len(layer.design.gates) * H * (layer.input_size + H)
 
     def end(self) -> list[np.ndarray]:
         """The last state of each sequence, (B,H) each; copies."""
@@ -240,8 +240,8 @@ class LayerPass:
         # 128 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
         by_units, threads = members > 0, members or max(1, min(threads, N))
         shapes = _scratch(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
-        # all that goes when this layer is done: nothing that is returned may look at it
-        dh, dc, chunk, *scratch = pieces(dtype, shapes)
+        # brought back when this layer is done: nothing that is returned may look at it
+        dh, dc, chunk, *scratch = working = taken(dtype, shapes)
         for part, given in zip((dh, dc)[:parts], d_state, strict=False):
             sequences.ended(given, part)
         sequences.add_last(dy, dh)
@@ -269,12 +269,10 @@ class LayerPass:
                 work(span, 0, ALONE)
             else:
                 _together(partial(work, span), threads, by_units)
-        return LayerGradients(
-            layer.parameter_gradients(dw_ih, dw_hh, db),
-            dx,
-            [sequences.begun(part, H) for part in (dh, dc)[:parts]],
-            [step_h, step_c][:parts],
-        )
+        d_begun = [sequences.begun(part, H) for part in (dh, dc)[:parts]]
+        bring_back(dtype, shapes, working)
+        parameters = layer.parameter_gradients(dw_ih, dw_hh, db)
+        return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
 
     def kept_states(self) -> tuple[np.ndarray, ...]:
         """(N+S,Hp) of each part of the state."""

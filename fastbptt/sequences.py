@@ -87,6 +87,12 @@ class Sequences:
         """Of sequences that are all `dense`; a ragged batch sets them."""
         return np.full(self.B, self.T)
 
+    def steps(self, t0: int, t1: int) -> int:
+        """Of all pieces, those from t0 to t1-1."""
+        if self.dense:
+            return (t1 - t0) * self.N
+        return int(self.starts[t1 + 1] - self.starts[t0 + 1])
+
     def gather(self, y: np.ndarray) -> np.ndarray:
         """y (T,B,F), of any strides, -> contiguous (S,F); a view where it can be."""
         F = y.shape[2]

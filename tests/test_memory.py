@@ -129,5 +129,31 @@ def test_the_layers_of_a_net_go_back_in_the_same_work_memory():
         fb.release_memory()
         trace = fb.RNN(3, 5, num_layers=layers, rng=0).trace(np.ones((7, 2, 3), np.float32))
         trace.backward(np.ones_like(trace.output))
-        sizes.append(sum(owner.memory.nbytes for owner in memory._idle.values()))
-    assert sizes[0] == sizes[1] > 0
+        sizes.append([sum(one.nbytes for one in arrays) for arrays in memory._spare.values()])
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 1
+
+
+def test_work_memory_is_one_call_s_at_a_time_and_goes_when_it_is_released():
+    dtype, shapes = np.dtype(np.float32), ((3, 5), SHAPE)
+    first, second = (memory.taken(dtype, shapes) for _ in range(2))
+    assert first[1].ctypes.data != second[1].ctypes.data
+    memory.bring_back(dtype, shapes, first)
+    assert memory.taken(dtype, shapes) is first
+    assert memory.taken(dtype, shapes) is not first
+    memory.bring_back(dtype, shapes, second)
+    del first
+    assert memory._idle
+    fb.release_memory()
+    assert not memory._idle
+    assert memory.taken(dtype, shapes) is not second
+
+
+def test_no_more_work_memory_is_kept_than_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST_SPARE", 4 * SHAPE[0] * SHAPE[1])
+    dtype = np.dtype(np.float32)
+    for rows in range(SHAPE[0] - 9, SHAPE[0] + 9):  # up to 300 of them are few enough
+        shapes = ((rows, SHAPE[1]),)
+        memory.bring_back(dtype, shapes, memory.taken(dtype, shapes))
+    kept = [shapes[0][0] for _, shapes in memory._spare]
+    assert kept == [SHAPE[0] - n for n in reversed(range(memory._SPARE_SETS))]

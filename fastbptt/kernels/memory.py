@@ -16,7 +16,8 @@ _BYTE = np.dtype(np.uint8)
 _LINE = 64  # bytes of a cache line
 _PERIOD = 2048  # bytes: rows as far apart fall into two sets of L1 and, 192 of them, few of L2
 _LEAST_KEPT = 1 << 16  # bytes: what is smaller the allocator itself keeps
-_MOST_IDLE = 1 << 28  # bytes kept for the next call
+_MOST_IDLE = 3 << 26  # bytes kept for the next call,
+_MOST_SPARE, _SPARE_SETS = 1 << 24, 4  # and of each of so many sets of arrays
 
 
 class _Memory(np.ndarray):
@@ -39,6 +40,7 @@ class _Owner(weakref.ref):
 # By the owners' ids; each operation on a dict is atomic: no lock, and safe to fork.
 _used: dict[int, _Owner] = {}
 _idle: dict[int, _Owner] = {}
+_spare: dict[tuple[np.dtype, tuple[tuple[int, ...], ...]], list[Any]] = {}
 
 
 def _give_back(owner: _Owner) -> None:
@@ -59,12 +61,13 @@ def release() -> None:
     >>> import fastbptt as fb
     >>> fb.release_memory()
     """
+    _spare.clear()  # their memory becomes idle
     _idle.clear()
 
 
 def _start(memory: np.ndarray) -> int:
     """Bytes from its beginning to a cache line; NumPy's own ways to tell the address are slow."""
-    return -addressof(c_char.from_buffer(memory.data)) % _LINE
+    return -addressof(c_char.from_buffer(memory)) % _LINE
 
 
 def _found(size: int) -> tuple[_Memory, int]:
@@ -130,3 +133,20 @@ def pieces(dtype: Any, shapes: tuple[tuple[int, ...], ...], zeros: bool = False)
         np.ndarray(shape, dtype, memory, begin + start)
         for shape, start in zip(shapes, starts, strict=True)
     ]
+
+
+def taken(dtype: np.dtype, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+    """`pieces`, for work alone: if there are some that were brought back, those.
+
+    To make them anew was a twelfth of a train step of few units and steps.
+    """
+    return _spare.pop((dtype, shapes), None) or pieces(dtype, shapes)
+
+
+def bring_back(dtype: np.dtype, shapes: tuple[tuple[int, ...], ...], arrays: list[Any]) -> None:
+    """Keep for the next call the arrays `taken`, which no one must look at any more."""
+    if _places(dtype.itemsize, shapes)[1] <= _MOST_SPARE:
+        _spare[dtype, shapes] = arrays
+    while len(_spare) > _SPARE_SETS:
+        for oldest in list(_spare)[:1]:
+            _spare.pop(oldest, None)
