@@ -72,7 +72,6 @@ class _Others:
 _others = _Others()
 
 
-@lru_cache
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
@@ -176,14 +175,21 @@ class LayerPass:
 
         self._steps = _chunk_steps(N, sizes.wide, dtype)
 
-        def rows(t0: int, t1: int, b0: int, b1: int) -> Callable[[int, Team], None]:
+        def run(t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
             some = max(1, CHUNK_ROWS // (b1 - b0)) * N
-            own = a if kept else aligned((some, sizes.wide), dtype)
-            memory, span = Memory(h, c, own, kept), (t0, t1, b0, b1)
-            return lambda _, team: forward(cell, x, memory, starts, sizes.lanes, span, team)
+            shapes = ((some, sizes.wide),)
+            working = [a] if kept else taken(dtype, shapes)
+            memory, span = Memory(h, c, working[0], kept), (t0, t1, b0, b1)
 
-        def alone(t0: int, t1: int, b0: int, b1: int) -> None:
-            rows(t0, t1, b0, b1)(0, ALONE)
+            def work(_: int, team: Team) -> None:
+                forward(cell, x, memory, starts, sizes.lanes, span, team)
+
+            if members == 1:
+                work(0, ALONE)
+            else:
+                _together(work, members)
+            if not kept:
+                bring_back(dtype, shapes, working)
 
         call = self._call_steps(layer, N, T)
         for t0 in range(0, T, call):
@@ -191,11 +197,11 @@ class LayerPass:
             cost = self._cost(layer, sequences, t0, t1)
             threads = available(cost)
             if threads == 1 and N:
-                alone(t0, t1, 0, N)
+                run(t0, t1, 0, N)
             elif members := _unit_members(threads, layer, N):
-                _together(rows(t0, t1, 0, N), members)
+                run(t0, t1, 0, N, members)
             else:
-                share(partial(alone, t0, t1), sequences.lengths, cost)
+                share(partial(run, t0, t1), sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
 
@@ -211,7 +217,7 @@ class LayerPass:
     def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
         """Multiply-adds of the steps t0 .. t1-1."""
         H = layer.hidden_size
-        return sequences.steps(t0, t1) * len(layer.design.gates) * H * (layer.input_size + H)
+        return sequences.rows(t0, t1) * len(layer.design.gates) * H * (layer.input_size + H)
 
     def end(self) -> list[np.ndarray]:
         """The last state of each sequence, (B,H) each; copies."""
@@ -239,7 +245,9 @@ class LayerPass:
         # members without a sequence would wait for the weight gradients: of one sequence of 64 or
         # 128 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
         by_units, threads = members > 0, members or max(1, min(threads, N))
-        shapes = _scratch(sizes, dtype, parts, N, T, steps, sequences.dense, threads)
+        # of calls with as many steps again and again, or nearly, all but the first find it ready
+        most = 1 << (T - 1).bit_length()
+        shapes = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
         # brought back when this layer is done: nothing that is returned may look at it
         dh, dc, chunk, *scratch = working = taken(dtype, shapes)
         for part, given in zip((dh, dc)[:parts], d_state, strict=False):

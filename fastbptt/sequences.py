@@ -87,8 +87,8 @@ class Sequences:
         """Of sequences that are all `dense`; a ragged batch sets them."""
         return np.full(self.B, self.T)
 
-    def steps(self, t0: int, t1: int) -> int:
-        """Of all pieces, those from t0 to t1-1."""
+    def rows(self, t0: int, t1: int) -> int:
+        """How many the steps t0 .. t1-1 have."""
         if self.dense:
             return (t1 - t0) * self.N
         return int(self.starts[t1 + 1] - self.starts[t0 + 1])

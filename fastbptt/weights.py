@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .kernels.cells import Design
-from .kernels.memory import aligned, apart, pieces
+from .kernels.memory import aligned, pieces, row_stride
 from .kernels.packing import add_biases, order, pack, pack_transposed
 from .kernels.panels import padded
 from .kernels.simd import VECTORS, lanes
@@ -19,7 +19,7 @@ class Sizes(NamedTuple):
     lanes: int  # elements of a register
     Ip: int
     Hp: int
-    wide: int  # elements of a row of `a` and da: Hp for each slot, and what sets rows `apart`
+    wide: int  # elements of a row of `a` and da: Hp for each slot, see `row_stride`
     cell: tuple[tuple[int], ...]  # the shapes of what `Layer.cell` packs,
     adjoint: tuple[tuple[int], ...]  # of what `Layer.adjoint_cell` does,
     gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, by slots
@@ -36,7 +36,7 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
         lanes(dtype),
         Ip,
         Hp,
-        apart(slots.width * Hp, dtype),
+        row_stride(slots.width * Hp, dtype),
         ((of_x * Hp * I,), (of_h * Hp * H,), (bias,)),
         ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)),
         ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,)),

@@ -32,9 +32,9 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # longer streams of them read 8 % faster.
 _SINGLE_FROM, _SINGLE_TO = (kb * 1024 // (2 * VECTORS * REGISTER_BYTES) for kb in (24, 64))
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
-# K up to which many rows that fetch nothing go by tiles of three rows and two panels, where a tile
-# of two rows has as many: with 16 registers seven loads for twelve multiply-adds, not eight and a
-# line to fetch.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of the time.
+# K up to which many rows that fetch nothing go by tiles of three rows and two panels, where as many
+# panels make a tile of two rows: with 16 registers seven loads for twelve multiply-adds, not eight
+# and a line to fetch.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of the time.
 _LOW_TO = 256 if _WIDE2 == _WIDE3 else 0
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
@@ -132,9 +132,9 @@ def _row_matmul(A, W, K, width, N, S, C, long):
 
 @kernel(part=True)
 def _low_tiles_matmul(A, M, W, K, width, N, S, C):
-    """`panel_matmul` by tiles of two or three rows, without what `rows_matmul` needs for many.
+    """`panel_matmul` of two rows or more by tiles of two or three, and no more than that.
 
-    That took 4 % of a step of a state and one tangent of 64 units.
+    What `rows_matmul` needs beside took 4 % of a step of a state and one tangent of 64 units.
     """
     panel, nowhere = VECTORS * width, shifted(W, 0, 0)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel

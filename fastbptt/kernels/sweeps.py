@@ -94,6 +94,7 @@ def _fetch_before(dy, m, starts, t, some, units, width):
             if m.c.shape[0] > 0:
                 fetch_to_L2(rows(m.c, (state + r) * Hp + j, 0))
             if m.a.shape[0] > 0:
+                # what sets rows apart is less than a slot (`memory.row_stride`)
                 for slot in range(0, wide - wide % Hp, Hp):
                     fetch_to_L2(rows(m.a, (step + r) * wide + slot + j, 0))
 

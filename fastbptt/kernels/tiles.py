@@ -43,8 +43,8 @@ WEIGHTS_AHEAD = REGISTERS == 32
 # units 330 cycles and not 290.  AVX2's loads are as scarce, two beside two FMAs, and its shuffles
 # need not take an FMA's place: a step of 64 units takes 0.95 of the time.  With AVX-512 they do.
 _GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
-# Steps of k in one turn of the loop of a tile of several rows and panels: LLVM takes two, and a
-# product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
+# Steps of k in one turn of the loop of a tile of several rows and panels: LLVM by itself makes that
+# two, and a product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
 _UNROLLED = 4 if REGISTERS == 16 else 1
 _SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
 
