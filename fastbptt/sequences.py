@@ -88,7 +88,7 @@ class Sequences:
         return np.full(self.B, self.T)
 
     def rows(self, t0: int, t1: int) -> int:
-        """How many the steps t0 .. t1-1 have."""
+        """How many rows the steps t0 .. t1-1 have."""
         if self.dense:
             return (t1 - t0) * self.N
         return int(self.starts[t1 + 1] - self.starts[t0 + 1])

@@ -134,6 +134,14 @@ def test_the_layers_of_a_net_go_back_in_the_same_work_memory():
     assert len(sizes[0]) == 2  # of the forward and the backward pass
 
 
+def test_calls_of_other_numbers_of_steps_find_work_memory_ready():
+    net = fb.GRU(3, 5, rng=0)
+    for T in range(17, 33):
+        trace = net.trace(np.ones((T, 2, 3), np.float32))
+        trace.backward(np.ones_like(trace.output))
+    assert len(memory._spare) == 1  # a GRU's forward pass keeps its pre-activations
+
+
 def test_work_memory_is_one_call_s_at_a_time_and_goes_when_it_is_released():
     dtype, shapes = np.dtype(np.float32), ((3, 5), SHAPE)
     first, second = (memory.taken(dtype, shapes) for _ in range(2))
