@@ -93,7 +93,7 @@ def _unit_members(threads: int, layer: Layer, N: int) -> int:
 def _together(work: Callable[[int, Team], None], members: int, by_units: bool = True) -> None:
     """Call work(i, team) for each member of a team, side by side."""
     common = board(members)
-    works = [partial(work, i, Team(common, i == 0)) for i in range(members)]
+    works = [partial(work, i, Team(common, i == 0, by_units)) for i in range(members)]
     # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
     start, own = time.perf_counter(), time.thread_time()
     side_by_side(works, partial(close, common))
@@ -179,10 +179,10 @@ class LayerPass:
             some = max(1, CHUNK_ROWS // (b1 - b0)) * N
             shapes = ((some, sizes.wide),)
             working = [a] if kept else taken(dtype, shapes)
-            memory, span = Memory(h, c, working[0], kept), (t0, t1, b0, b1)
+            memory, span = Memory(x, h, c, working[0], kept), (t0, t1, b0, b1)
 
             def work(_: int, team: Team) -> None:
-                forward(cell, x, memory, starts, sizes.lanes, span, team)
+                forward(cell, memory, starts, span, team)
 
             if members == 1:
                 work(0, ALONE)
@@ -258,16 +258,15 @@ class LayerPass:
         if per_step:
             step_h = aligned((S, sizes.Hp), dtype)
             step_c = aligned((S, sizes.Hp), dtype) if parts == 2 else step_c
-        d = Adjoints(dh, dc, chunk, dx, step_h, step_c)
+        d = Adjoints(checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
 
         dw_ih, dw_hh, db = pieces(dtype, sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
         sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
-        memory = Memory(self.h, self.c, self._a, self._kept)
-        cell, x, dy, width = layer.adjoint_cell, self.x, checks.read_only(dy), sizes.lanes
+        memory, cell = Memory(self.x, self.h, self.c, self._a, self._kept), layer.adjoint_cell
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
-            descend(cell, dy, x, memory, d, sums[i], starts, width, span, team, by_units)
+            descend(cell, memory, d, sums[i], starts, span, team)
 
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)

@@ -11,7 +11,6 @@ from .kernels import chain as kernels
 from .kernels.activations import MAX_SLOPE, TAGS
 from .kernels.memory import aligned
 from .kernels.panels import padded
-from .kernels.simd import lanes
 from .layers import LayerPass
 from .weights import Weights
 
@@ -52,7 +51,6 @@ class TraceChain(CompiledChain):
                     a[: len(at)],
                     factors,
                     (t0 * L + l, L),
-                    lanes(dtype),
                 )
         self._chain = kernels.Linearised(
             weights.stacked_cell,
@@ -65,7 +63,6 @@ class TraceChain(CompiledChain):
             padded(layers[0].input_size, dtype),
             parts,
             L,
-            lanes(dtype),
         )
         self._blocks, self._H, self._Hp, self._weights = L * parts, H, Hp, weights
 

@@ -72,22 +72,22 @@ class Layer:
     @functools.cached_property
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use."""
-        H, width, how = self.hidden_size, self.sizes.lanes, order(self.design)
+        H, how = self.hidden_size, order(self.design)
         w_ih, w_hh, bias = pieces(self.dtype, self.sizes.cell)
-        pack(self._w_ih, how.x, how.whole, H, width, w_ih)
-        pack(self.w_hh, how.h, how.forward, H, width, w_hh)
+        pack(self._w_ih, how.x, how.whole, H, w_ih)
+        pack(self.w_hh, how.h, how.forward, H, w_hh)
         bias.fill(0)
         if self._bias_ih is not None:
-            add_biases(self._bias_ih, self._bias_hh, how.x, how.h, how.first, H, width, bias)
+            add_biases(self._bias_ih, self._bias_hh, how.x, how.h, how.first, H, bias)
         return self.make(w_ih, w_hh, bias)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
         """What a backward step reads: W' for each product, zeros for the bias."""
-        H, width, how = self.hidden_size, self.sizes.lanes, order(self.design)
+        H, how = self.hidden_size, order(self.design)
         w_ih, w_hh, zeros = pieces(self.dtype, self.sizes.adjoint)
-        pack_transposed(self._w_ih, how.x, how.whole, H, width, w_ih)
-        pack_transposed(self.w_hh, how.h, how.adjoint, H, width, w_hh)
+        pack_transposed(self._w_ih, how.x, how.whole, H, w_ih)
+        pack_transposed(self.w_hh, how.h, how.adjoint, H, w_hh)
         zeros.fill(0)
         return self.make(w_ih, w_hh, zeros)
 

@@ -12,8 +12,10 @@ from fastbptt.kernels.panels import (
     GRADIENT_ROWS,
     GROUP,
     TURNED,
+    backwards,
     bias_gradient,
     gradient_scratch,
+    packed,
     padded,
     panel_matmul,
     rows_matmul,
@@ -24,29 +26,29 @@ from fastbptt.kernels.simd import VECTORS, lanes, rows
 DTYPES = (np.float32, np.float64)
 
 
-def packed(W):
+def panels_of(W):
     """The panels of one matrix (N,K)."""
     N, K = W.shape
     panels = aligned((padded(N, W.dtype) * K,), W.dtype)
     gates, cuts = np.array([0]), np.array([0, 1])
-    pack(np.ascontiguousarray(W), gates, cuts, N, lanes(W.dtype), panels)
+    pack(np.ascontiguousarray(W), gates, cuts, N, panels)
     return panels
 
 
 @kernel
-def product(A, W, S, C, width, back=0):
+def product(A, W, S, C, back=0):
     """C = S + A W' with one S for all rows; from the last panels on if `back`."""
     M, K = A.shape
-    Np = C.shape[1]
-    panel_matmul(rows(A, 0, K), M, rows(W, 0, back), K, width, Np, rows(S, 0, 0), rows(C, 0, Np))
+    Np, w = C.shape[1], backwards(packed(W, 0, K), back)
+    panel_matmul(rows(A, 0, K), M, w, Np, rows(S, 0, 0), rows(C, 0, Np))
 
 
 @kernel
-def gradient_of(da, i0, i1, b, gradient, packed):
+def gradient_of(da, i0, i1, b, gradient, scratch):
     """Rows i0 .. i1-1 of gradient += da' b."""
     (S, K), wide = b.shape, gradient.shape[1]
     target = rows(gradient, i0 * wide, wide)
-    weight_gradient(da, 0, S, i0, i1, rows(b, 0, K), K, target, packed)
+    weight_gradient(da, (0, S), (i0, i1), rows(b, 0, K), K, target, scratch)
 
 
 def close(got, wanted, K):
@@ -73,19 +75,19 @@ def test_panel_matmul(M, K, N, dtype, turned, back, seed):
     S[:] = rng.uniform(-1, 1, S.shape)
     C = aligned((M, padded(N, dtype)), dtype)
     C[:] = np.nan
-    product(A, packed(W), S, C, lanes(dtype), back)
+    product(A, panels_of(W), S, C, back)
     close(C[:, :N], S[:N] + A.astype(float) @ W.T.astype(float), K)
     np.testing.assert_array_equal(C[:, N:], np.broadcast_to(S[N:], C[:, N:].shape))
 
 
 @kernel
-def fetching_product(A, W, S, C, width, runs):
+def fetching_product(A, W, S, C, runs):
     """`product`, which fetches runs of A and of what lies far beyond it."""
     M, K = A.shape
     Np, none = C.shape[1], rows(A, 0, 0)
     soon = rows(A, 0, runs[0]), none, rows(A, 1 << 40, runs[1]), rows(A, 3, runs[2]), none
     s, c = rows(S, 0, 0), rows(C, 0, Np)
-    rows_matmul(rows(A, 0, K), M, rows(W, 0, 0), K, width, Np, s, c, soon)
+    rows_matmul(rows(A, 0, K), M, packed(W, 0, K), Np, s, c, soon)
 
 
 @settings(deadline=None, max_examples=60)
@@ -102,8 +104,8 @@ def test_what_is_fetched_meanwhile_changes_no_bit_and_may_lie_anywhere(M, K, N, 
     S = aligned((padded(N, dtype),), dtype)
     S[:] = 1
     plain, other = (aligned((M, padded(N, dtype)), dtype) for _ in range(2))
-    product(A, packed(W), S, plain, lanes(dtype))
-    fetching_product(A, packed(W), S, other, lanes(dtype), np.array(runs))
+    product(A, panels_of(W), S, plain)
+    fetching_product(A, panels_of(W), S, other, np.array(runs))
     np.testing.assert_array_equal(other, plain)
 
 
@@ -116,11 +118,11 @@ def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N, K):
     S = aligned((padded(N, dtype),), dtype)
     S[:] = 1
     C = aligned((23, padded(N, dtype)), dtype)
-    product(A, packed(W), S, C, lanes(dtype))
+    product(A, panels_of(W), S, C)
     for M in range(1, 23):
         part = aligned((M, padded(N, dtype)), dtype)
         for back in (0, 1):
-            product(np.ascontiguousarray(A[23 - M :]), packed(W), S, part, lanes(dtype), back)
+            product(np.ascontiguousarray(A[23 - M :]), panels_of(W), S, part, back)
             np.testing.assert_array_equal(part, C[23 - M :])
 
 
@@ -156,7 +158,7 @@ def test_bias_gradient_adds_blocks_so_that_a_long_sum_stays_accurate(dtype):
     H = padded(3, dtype)
     da = np.full((10**6, H), 0.1, dtype)
     gradient = np.zeros(H, dtype)
-    bias_gradient(da, 0, 10**6, gradient, np.empty(H, dtype))
+    bias_gradient(da, (0, 10**6), gradient, np.empty(H, dtype))
     exact = float(dtype(0.1)) * 10**6
     # the bound of a sum in two levels is 2.5e-4 in float32; the plain sum of these is off by 1e-2
     rtol = (GRADIENT_ROWS + 10**6 / GRADIENT_ROWS) * np.finfo(dtype).eps / 2

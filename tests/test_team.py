@@ -26,7 +26,7 @@ def in_thread(call, *given):
 
 def members_of(wanted):
     board = team.board(wanted)
-    return [team.Team(board, number == 0) for number in range(wanted)]
+    return [team.Team(board, number == 0, True) for number in range(wanted)]
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_the_bits_do_not_depend_on_how_many_steps_a_call_or_a_meeting_has(
     calls, descend = [], layers.descend
 
     def noted(*given):
-        calls.append((given[8], given[4].da.shape[0]))
+        calls.append((given[5], given[2].da.shape[0]))
         descend(*given)
 
     monkeypatch.setattr(layers, "descend", noted)

@@ -21,8 +21,8 @@ from .cells import (
     tangent,
 )
 from .jit import implements, kernel
-from .panels import nothing, panel_matmul
-from .simd import fetch_to_L2, rows, shifted
+from .panels import from_output, nothing, packed, panel_matmul
+from .simd import fetch_to_L2, lanes_of, rows, shifted
 from .slots import slots_matmul
 from .small import copy
 
@@ -40,7 +40,6 @@ class Linearised(NamedTuple):
     Ip: int
     parts: int
     layers: int
-    width: int  # lanes of a register
 
 
 class Matrices(NamedTuple):
@@ -108,7 +107,7 @@ def _fetch_before(chain, n, l, t):
     """
     count = n.factors * chain.Hp
     place = ((t - 1) * chain.layers + l) * count
-    for j in range(0, count, chain.width):
+    for j in range(0, count, lanes_of(chain.factors)):
         fetch_to_L2(rows(chain.factors, place + j, 0))
 
 
@@ -130,8 +129,8 @@ def _at(chain, n, block, g, l, t):
 
 @implements(push_step, Linearised)
 def _push_linearised(chain, steps, block):
-    cell, H, Hp, width = chain.cell, chain.H, chain.Hp, chain.width
-    n = slots(cell)
+    cell, H, Hp = chain.cell, chain.H, chain.Hp
+    n, units = slots(cell), (Hp, 0, Hp)
     p = Tangents(block.now, block.after, block.a, chain.factors)
     M, stride, wide = block.now.shape[0], block.now.shape[1], block.a.shape[1]
     groups = M // block.k
@@ -144,38 +143,34 @@ def _push_linearised(chain, steps, block):
         start = zeros
         if l > 0:
             below = rows(block.after, column - chain.parts * Hp, stride)
-            w = rows(cell.w_ih, n.x * Hp * (chain.I + (l - 1) * H), 0)
-            slots_matmul(below, M, w, H, width, Hp, n.x, 0, Hp, zeros, a, nothing(below))
+            w = packed(cell.w_ih, n.x * Hp * (chain.I + (l - 1) * H), H)
+            slots_matmul(below, M, w, n.x, units, zeros, a, nothing(below))
             start = a
         else:
             # slots that get W_ih x alone: x has no tangent
             for r in range(M):
                 for j in range(n.first * Hp):
                     block.a[r, j] = 0
-        w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * H, 0)
+        w_hh = packed(cell.w_hh, l * (n.last - n.first) * Hp * H, H)
         if n.gate > n.first:
             s, c = shifted(start, n.first * Hp, start[1]), shifted(a, n.first * Hp, wide)
-            slots_matmul(
-                source, M, w_hh, H, width, Hp, n.gate - n.first, 0, Hp, s, c, nothing(source)
-            )
+            slots_matmul(source, M, w_hh, n.gate - n.first, units, s, c, nothing(source))
             for g in range(groups):
                 gate_tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
             source = shifted(a, n.last * Hp, wide)
-        w = shifted(w_hh, (n.gate - n.first) * Hp * H, 0)
+        w = from_output(w_hh, (n.gate - n.first) * Hp)
         s, c = shifted(start, n.gate * Hp, start[1]), shifted(a, n.gate * Hp, wide)
-        slots_matmul(source, M, w, H, width, Hp, mixed - n.gate, 0, Hp, s, c, nothing(source))
+        slots_matmul(source, M, w, mixed - n.gate, units, s, c, nothing(source))
         if mixed < n.last:
-            w, c = shifted(w_hh, (mixed - n.first) * Hp * H, 0), shifted(a, mixed * Hp, wide)
-            slots_matmul(
-                source, M, w, H, width, Hp, n.last - mixed, 0, Hp, zeros, c, nothing(source)
-            )
+            w, c = from_output(w_hh, (mixed - n.first) * Hp), shifted(a, mixed * Hp, wide)
+            slots_matmul(source, M, w, n.last - mixed, units, zeros, c, nothing(source))
         for g in range(groups):
             tangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
 
 
 @implements(pull_step, Linearised)
 def _pull_linearised(chain, steps, block):
-    cell, Hp, width = chain.adjoint, chain.Hp, chain.width
+    cell, Hp = chain.adjoint, chain.Hp
     n = slots(cell)
     p = Tangents(block.now, block.after, block.a, chain.factors)
     M, stride, wide = block.now.shape[0], block.now.shape[1], block.a.shape[1]
@@ -185,7 +180,7 @@ def _pull_linearised(chain, steps, block):
     head = n.gate - n.first if gated else n.last - n.first
     for l in range(chain.layers - 1, -1, -1):
         column = l * chain.parts * Hp
-        w_hh = rows(cell.w_hh, l * (n.last - n.first) * Hp * Hp, 0)
+        begin = l * (n.last - n.first) * Hp * Hp
         a = rows(block.a, _first_column(chain, n, block, l), wide)
         for g in range(groups):
             if M == 1 and steps[g] > 0:
@@ -193,17 +188,17 @@ def _pull_linearised(chain, steps, block):
             cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         if gated:
             source, c = shifted(a, n.gate * Hp, wide), shifted(a, n.last * Hp, wide)
-            K = (n.last - n.gate) * Hp
-            panel_matmul(source, M, shifted(w_hh, head * Hp * Hp, 0), K, width, Hp, zeros, c)
+            w = packed(cell.w_hh, begin + head * Hp * Hp, (n.last - n.gate) * Hp)
+            panel_matmul(source, M, w, Hp, zeros, c)
             for g in range(groups):
                 gate_cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         source, dh = shifted(a, n.first * Hp, wide), rows(block.now, column, stride)
         above = dh if n.direct else zeros
-        panel_matmul(source, M, w_hh, head * Hp, width, Hp, above, dh)
+        panel_matmul(source, M, packed(cell.w_hh, begin, head * Hp), Hp, above, dh)
         if l > 0:
             below = rows(block.now, column - chain.parts * Hp, stride)
-            w = rows(cell.w_ih, n.x * Hp * (chain.Ip + (l - 1) * Hp), 0)
-            panel_matmul(a, M, w, n.x * Hp, width, Hp, below, below)
+            w = packed(cell.w_ih, n.x * Hp * (chain.Ip + (l - 1) * Hp), n.x * Hp)
+            panel_matmul(a, M, w, Hp, below, below)
 
 
 @kernel(allocates=True)
@@ -243,7 +238,7 @@ def _pull(chain, firsts, count, block, record, steps):
 
 
 @kernel
-def linearise_layer(cell, x, state, after, a, factors, place, width):
+def linearise_layer(cell, x, state, after, a, factors, place):
     """factors of one layer at some steps, from what it reads x (T,.) and its states (T,parts·Hp).
 
     place: the first of the steps' rows of `factors`, and how far they are apart; after (1,.) and
@@ -255,26 +250,27 @@ def linearise_layer(cell, x, state, after, a, factors, place, width):
     Hp = factors.shape[1] // n.factors
     H = cell.w_hh.size // ((n.last - n.first) * Hp)
     I = cell.w_ih.size // (n.x * Hp)
+    units = (Hp, 0, Hp)
     stride = state.shape[1]
     p = Tangents(state, after, a, factors)
     bias, c = rows(cell.bias, 0, 0), rows(a, 0, wide)
-    below, w = rows(x, 0, x.shape[1]), rows(cell.w_ih, 0, 0)
-    slots_matmul(below, T, w, I, width, Hp, n.x, 0, Hp, bias, c, nothing(c))
+    below, w_hh = rows(x, 0, x.shape[1]), packed(cell.w_hh, 0, H)
+    slots_matmul(below, T, packed(cell.w_ih, 0, I), n.x, units, bias, c, nothing(c))
     source = rows(state, 0, stride)
     if n.gate > n.first:
-        s, w = shifted(c, n.first * Hp, wide), rows(cell.w_hh, 0, 0)
-        slots_matmul(source, T, w, H, width, Hp, n.gate - n.first, 0, Hp, s, s, nothing(source))
+        s = shifted(c, n.first * Hp, wide)
+        slots_matmul(source, T, w_hh, n.gate - n.first, units, s, s, nothing(source))
         for t in range(T):
             f = (first + t * layers) * factors.shape[1]
             gate_linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)
         source = shifted(c, n.last * Hp, wide)
     mixed = max(n.gate, min(n.x, n.last))
-    s, w = shifted(c, n.gate * Hp, wide), rows(cell.w_hh, (n.gate - n.first) * Hp * H, 0)
-    slots_matmul(source, T, w, H, width, Hp, mixed - n.gate, 0, Hp, s, s, nothing(source))
+    s, w = shifted(c, n.gate * Hp, wide), from_output(w_hh, (n.gate - n.first) * Hp)
+    slots_matmul(source, T, w, mixed - n.gate, units, s, s, nothing(source))
     if mixed < n.last:
         own, s = rows(cell.bias, mixed * Hp, 0), shifted(c, mixed * Hp, wide)
-        w = rows(cell.w_hh, (mixed - n.first) * Hp * H, 0)
-        slots_matmul(source, T, w, H, width, Hp, n.last - mixed, 0, Hp, own, s, nothing(source))
+        w = from_output(w_hh, (mixed - n.first) * Hp)
+        slots_matmul(source, T, w, n.last - mixed, units, own, s, nothing(source))
     for t in range(T):
         f = (first + t * layers) * factors.shape[1]
         linearise(cell, p, TangentAt(t * stride, 0, t * wide, f, 0, 0, 1), 0, Hp)

@@ -54,17 +54,17 @@ def _own_rows(height, K, before, total, number, members):
 
 
 @kernel(part=True)
-def weight_gradients(cell, x, m, da, sums, starts, span, number, members):
+def weight_gradients(cell, m, da, sums, starts, span, member):
     """Add the steps t0 .. t1-1 to the gradients, a chunk of `steps`, the last, at first.
 
-    `span` is (t0, t1, steps), and rows of da begin with those of step t0.  Members share the rows
-    of the gradients, which are columns of da: each reads some of da, which is wide, and all of h
-    and x, which are narrow.  Subnormal results are 0.
+    `span` is (t0, t1, steps), and rows of da begin with those of step t0.  `member` is (own number,
+    members), who share the rows of the gradients, which are columns of da: each reads some of da,
+    which is wide, and all of h and x, which are narrow.  Subnormal results are 0.
     """
     state = flush_subnormals()
-    t0, t1, steps = span
+    (t0, t1, steps), (number, members) = span, member
     n = slots(cell)
-    Hp, N, wide_x, wide_a = m.h.shape[1], starts[1], x.shape[1], m.a.shape[1]
+    Hp, N, wide_x, wide_a = m.h.shape[1], starts[1], m.x.shape[1], m.a.shape[1]
     wide_hh, wide_ih = sums.w_hh.shape[1], sums.w_ih.shape[1]
     split = n.gate if n.gate > n.first else n.last  # the first slot that the gated state gives to
     of_h, of_x, of_gated = (split - n.first) * Hp, n.x * Hp, (n.last - split) * Hp
@@ -77,18 +77,20 @@ def weight_gradients(cell, x, m, da, sums, starts, span, number, members):
     for end in range(t1, t0, -steps):
         begin = max(t0, end - steps)
         row = starts[begin + 1] - N
-        r0, r1 = starts[begin + 1] - starts[t0 + 1], starts[end + 1] - starts[t0 + 1]
+        some = (starts[begin + 1] - starts[t0 + 1], starts[end + 1] - starts[t0 + 1])
         if h0 < h1:
             b = _states_before(m.h, starts, begin, end, sums.before)
             target, column = rows(sums.w_hh, h0 * wide_hh, wide_hh), n.first * Hp
-            weight_gradient(da, r0, r1, column + h0, column + h1, b, sums.H, target, sums.packed)
+            units = (column + h0, column + h1)
+            weight_gradient(da, some, units, b, sums.H, target, sums.packed)
         if x0 < x1:
-            b, target = rows(x, row * wide_x, wide_x), rows(sums.w_ih, x0 * wide_ih, wide_ih)
-            weight_gradient(da, r0, r1, x0, x1, b, sums.I, target, sums.packed)
+            b, target = rows(m.x, row * wide_x, wide_x), rows(sums.w_ih, x0 * wide_ih, wide_ih)
+            weight_gradient(da, some, (x0, x1), b, sums.I, target, sums.packed)
         if g0 < g1:
             b = rows(m.a, row * wide_a + n.last * Hp, wide_a)
             target, column = rows(sums.w_hh, (of_h + g0) * wide_hh, wide_hh), split * Hp
-            weight_gradient(da, r0, r1, column + g0, column + g1, b, sums.H, target, sums.packed)
+            units = (column + g0, column + g1)
+            weight_gradient(da, some, units, b, sums.H, target, sums.packed)
         if number == 0:
-            bias_gradient(da, r0, r1, sums.bias, sums.partial)
+            bias_gradient(da, some, sums.bias, sums.partial)
     restore(state)

@@ -12,7 +12,7 @@ import numpy as np
 from .cells import Design
 from .jit import kernel
 from .panels import BLOCK, VECTORS, copy_panel_row
-from .simd import rows, turn_block
+from .simd import lanes_of, rows, turn_block
 
 
 class Order(NamedTuple):
@@ -42,13 +42,13 @@ def order(design: Design) -> Order:
 
 
 @kernel
-def pack(weights, gates, cuts, H, width, panels):
+def pack(weights, gates, cuts, H, panels):
     """Weights (G·H,K), whose `gates` the slots get, -> flat panels, padded(H)·K for each slot.
 
     The slots of a product, if within one block, are packed as one matrix, so that few wide tiles
     cover them all.
     """
-    K = weights.shape[1]
+    K, width = weights.shape[1], lanes_of(weights)
     Hp, panel = (H + width - 1) // width * width, VECTORS * width
     for product in range(cuts.size - 1):
         first, count = cuts[product], cuts[product + 1] - cuts[product]
@@ -69,12 +69,13 @@ def pack(weights, gates, cuts, H, width, panels):
 
 
 @kernel
-def pack_transposed(weights, gates, cuts, H, width, panels):
+def pack_transposed(weights, gates, cuts, H, panels):
     """The panels of W' (K,slots·Hp) of each product; zeros from H to Hp = padded(H).
 
     What a panel holds lies next to each other in W: nothing is turned round on the way.
     """
-    K, panel = weights.shape[1], VECTORS * width
+    K, width = weights.shape[1], lanes_of(weights)
+    panel = VECTORS * width
     Hp, Kp = (H + width - 1) // width * width, (K + width - 1) // width * width
     for product in range(cuts.size - 1):
         first, count = cuts[product], cuts[product + 1] - cuts[product]
@@ -97,11 +98,12 @@ def pack_transposed(weights, gates, cuts, H, width, panels):
 
 
 @kernel
-def add_biases(bias_ih, bias_hh, x, h, first, H, width, bias):
+def add_biases(bias_ih, bias_hh, x, h, first, H, bias):
     """bias (slots·Hp,) += in each slot the biases (G·H,) of what is added up there.
 
     x, h and first are those of an `Order`.
     """
+    width = lanes_of(bias)
     Hp = (H + width - 1) // width * width
     for slot in range(x.size):
         for i in range(H):

@@ -5,10 +5,10 @@ weights of its outputs n, so that a tile reads forwards only.  N is padded with 
 of the register; where that leaves one register over, the last panel is one register wide.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .jit import kernel
-from .simd import FMAS, REGISTER_BYTES, VECTORS, copy_run, lanes, rows, shifted
+from .simd import FMAS, REGISTER_BYTES, VECTORS, copy_run, lanes, lanes_of, rows, shifted
 from .tiles import PANELS, ROWS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
@@ -47,6 +47,35 @@ def padded(n: int, dtype: Any) -> int:
     return -(-n // width) * width
 
 
+class Packed(NamedTuple):
+    """Packed weights; see `packed`."""
+
+    panels: Any  # `rows` that begin with the first panel, a panel apart
+    K: int
+    back: int  # 1 if one row is to begin with the last panels: see `backwards`
+
+
+@kernel(part=True, inlined=True)
+def packed(weights, offset, K):
+    """The panels of K inputs from flat element `offset` of an array on."""
+    return Packed(rows(weights, offset, VECTORS * lanes_of(weights) * K), K, 0)
+
+
+@kernel(part=True, inlined=True)
+def from_output(W, j):
+    """W without the outputs before j, which begins a panel."""
+    return Packed(shifted(W.panels, j * W.K, W.panels[1]), W.K, W.back)
+
+
+@kernel(part=True, inlined=True)
+def backwards(W, back):
+    """W, to be read from its last panels on by one row if `back` is 1.
+
+    A loop over time that goes to and fro finds in L1 what the last step left there.
+    """
+    return Packed(W.panels, W.K, back)
+
+
 def gradient_scratch(dtype: Any) -> tuple[int, ...]:
     """The shape of what `weight_gradient` packs into: some panels of b, some columns of da."""
     panel = VECTORS * lanes(dtype)
@@ -72,48 +101,46 @@ def _turned_tiles(height, count, A, W, K, S, C, ahead):
 
 
 @kernel(part=True, inlined=True)
-def row_matmul(A, W, K, width, N, S, C):
+def row_matmul(A, W, N, S, C):
     """`panel_matmul` of one row, as a part of whoever asks for it: for the loops over time.
 
     Behind a call, a step of one sequence of 64 units took 0.19 us and not 0.15.
     """
-    if FMAS == 2 and _LONG * width < N * K:
-        _long_row_matmul(A, W, K, width, N, S, C)
+    if FMAS == 2 and _LONG * lanes_of(A) < N * W.K:
+        _long_row_matmul(A, W, N, S, C)
     else:
-        _row_matmul(A, W, K, width, N, S, C, False)
+        _row_matmul(A, W, N, S, C, False)
 
 
 @kernel(part=True)
-def panel_matmul(A, M, W, K, width, N, S, C):
-    """C = S + A W' over M rows and N outputs, of which the first begins a panel.
+def panel_matmul(A, M, W, N, S, C):
+    """C = S + A W' over M rows and the first N outputs of W, which is `Packed`.
 
-    A, S and C are `rows`, W those at the first panel, its stride 1 if one row is to begin with the
-    last panels: a loop over time that goes to and fro finds in L1 what the last step left there.
-    `width` is the lanes of a register.
+    A, S and C are `rows`.
     """
     if M == 1:
-        row_matmul(A, W, K, width, N, S, C)
+        row_matmul(A, W, N, S, C)
     else:
-        rows_matmul(A, M, W, K, width, N, S, C, nothing(W))
+        rows_matmul(A, M, W, N, S, C, nothing(A))
 
 
 @kernel(part=True)
-def _long_row_matmul(A, W, K, width, N, S, C):
+def _long_row_matmul(A, W, N, S, C):
     """`panel_matmul` of one row where W is more than L1 holds."""
-    _row_matmul(A, W, K, width, N, S, C, True)
+    _row_matmul(A, W, N, S, C, True)
 
 
 @kernel(part=True, inlined=True)
-def _row_matmul(A, W, K, width, N, S, C, long):
+def _row_matmul(A, W, N, S, C, long):
     """`panel_matmul` of one row; `long` is known where this is compiled."""
-    panel = VECTORS * width
+    K, panel = W.K, VECTORS * lanes_of(A)
     single = FMAS == 1 and _SINGLE_FROM <= K <= _SINGLE_TO
     group = panel if single else _WIDE1 * panel  # a power of two
-    first, onwards = ((N - 1) & -group, -group) if W[1] == 1 else (0, group)
+    first, onwards = ((N - 1) & -group, -group) if W.back == 1 else (0, group)
     while 0 <= first < N:
         j, end = first, min(first + group, N)
         while j < end:
-            w = shifted(W, j * K, panel * K)
+            w = from_output(W, j).panels
             s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
             if j + _WIDE1 * panel <= end:
                 if long:
@@ -131,17 +158,17 @@ def _row_matmul(A, W, K, width, N, S, C, long):
 
 
 @kernel(part=True)
-def _low_tiles_matmul(A, M, W, K, width, N, S, C):
+def _low_tiles_matmul(A, M, W, N, S, C):
     """`panel_matmul` of two rows or more by tiles of two or three, and no more than that.
 
     What `rows_matmul` needs beside took 4 % of a step of a state and one tangent of 64 units.
     """
-    panel, nowhere = VECTORS * width, shifted(W, 0, 0)
+    K, panel, nowhere = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel
     j = 0
     while j < N:
         wide = across if j + across <= N else min(panel, N - j)
-        w = shifted(W, j * K, panel * K)
+        w = from_output(W, j).panels
         r = 0
         while r < M:
             height = 2 if M - r == 2 or M - r == 4 else 3
@@ -168,7 +195,7 @@ def nothing(place):
 
 
 @kernel(part=True)
-def rows_matmul(A, M, W, K, width, N, S, C, soon):
+def rows_matmul(A, M, W, N, S, C, soon):
     """`panel_matmul` of several rows.
 
     `soon` are runs of memory, `rows` with the number of elements in place of a stride, that the
@@ -177,8 +204,9 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
     if 2 <= M <= 3:
-        _low_tiles_matmul(A, M, W, K, width, N, S, C)
+        _low_tiles_matmul(A, M, W, N, S, C)
         return
+    K, width = W.K, lanes_of(A)
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
     # one row would cost as three
@@ -190,12 +218,12 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
         size += soon[run][1]
     wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
     if M > 3 and not wanted and K <= _LOW_TO:
-        _low_tiles_matmul(A, M, W, K, width, N, S, C)
+        _low_tiles_matmul(A, M, W, N, S, C)
         return
-    ahead = nowhere = shifted(W, 0, 0)
+    ahead = nowhere = shifted(A, 0, 0)
     j = n = until = begun = run = 0
     while j < N:
-        w = shifted(W, j * K, panel * K)
+        w = from_output(W, j).panels
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
         if not wanted:
             # The next panel is on its way while the tiles read this one, a part of it by each:
@@ -227,18 +255,19 @@ def rows_matmul(A, M, W, K, width, N, S, C, soon):
 
 
 @kernel(part=True)
-def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
+def weight_gradient(da, span, units, b, K, gradient, scratch):
     """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
 
-    da is an array; b and gradient are `rows`, gradient's of K in whole panels; packed as
-    `gradient_scratch` makes it.  Both operands are packed: rows a power of two apart fall into one
-    set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error grows with their number,
-    not with that of the rows.
+    da is an array, `span` (r0, r1) and `units` (i0, i1); b and gradient are `rows`, gradient's of K
+    in whole panels; scratch as `gradient_scratch` says.  Both operands are packed: rows a power of
+    two apart fall into one set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error
+    grows with their number, not with that of the rows.
     """
+    (r0, r1), (i0, i1) = span, units
     wide, Kp = da.shape[1], gradient[1]
-    panel = packed.shape[2]
+    panel = scratch.shape[2]
     size = GRADIENT_ROWS * panel
-    turned = rows(packed, GROUP * size, TURNED)
+    turned = rows(scratch, GROUP * size, TURNED)
     itemsize = VECTORS * REGISTER_BYTES // panel
     for s0 in range(r0, r1, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, r1 - s0)
@@ -254,14 +283,14 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
                 j = (p0 + p) * panel
                 if j + panel <= K:
                     for s in range(n):
-                        target = rows(packed, p * size + s * panel, panel)
+                        target = rows(scratch, p * size + s * panel, panel)
                         copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
                 else:
-                    packed[p, :n] = 0
+                    scratch[p, :n] = 0
                     for s in range(n):
                         for i in range(K - j):
-                            packed[p, s, i] = b[0][origin + s * b[1] + j + i]
-            panels = rows(packed, 0, size)
+                            scratch[p, s, i] = b[0][origin + s * b[1] + j + i]
+            panels = rows(scratch, 0, size)
             for i in range(i0, i1, TURNED):
                 if i + TURNED <= wide:
                     for s in range(n):
@@ -288,8 +317,9 @@ def weight_gradient(da, r0, r1, i0, i1, b, K, gradient, packed):
 
 
 @kernel
-def bias_gradient(da, r0, r1, gradient, partial):
-    """gradient[j] += sum_s da[s,j], r0 <= s < r1, in sums of GRADIENT_ROWS; partial is scratch."""
+def bias_gradient(da, span, gradient, partial):
+    """gradient[j] += sum_s da[s,j] for s in `span`, in sums of GRADIENT_ROWS; scratch: partial."""
+    r0, r1 = span
     for s0 in range(r0, r1, GRADIENT_ROWS):
         for j in range(gradient.size):
             partial[j] = 0

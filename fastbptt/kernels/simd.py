@@ -1,6 +1,6 @@
 """The processor's registers, and what LLVM has to be told of memory in its own language (IR).
 
-Nothing outside this file knows how wide a register is but through `lanes`.
+Nothing outside this file knows how wide a register is but through `lanes` and `lanes_of`.
 """
 
 import functools
@@ -27,6 +27,22 @@ VECTORS = 2  # registers a panel of packed weights is wide
 def lanes(dtype: Any) -> int:
     """Elements of one register; every padded axis is a multiple of this."""
     return REGISTER_BYTES // np.dtype(dtype).itemsize
+
+
+@intrinsic
+def lanes_of(typingctx, array):
+    """`lanes` of what is in an array or in `rows`.
+
+    A number that LLVM does not know: it would make more of the loops over panels and blocks than
+    they are worth, and a step of a GRU of 64 units took 3 % longer.
+    """
+    dtype = array.dtype if isinstance(array, types.Array) else array[0].dtype
+    count = REGISTER_BYTES * 8 // dtype.bitwidth
+
+    def codegen(context, builder, sig, args):
+        return of_unknown_origin(builder, context.get_constant(types.intp, count), "r")
+
+    return types.intp(array), codegen
 
 
 @intrinsic

@@ -1,46 +1,48 @@
 """Products of the rows of steps with the weights of a cell's slots."""
 
 from .jit import kernel
-from .panels import BLOCK, nothing, row_matmul, rows_matmul
-from .simd import shifted
+from .panels import BLOCK, from_output, nothing, row_matmul, rows_matmul
+from .simd import lanes_of, shifted
 
 
 @kernel(part=True, inlined=True)
-def _products(width, Hp, count, j0, j1):
+def _products(width, count, units):
     """(products, first output, outputs of each): within one block slots are packed as one matrix.
 
     See `packing.pack`.
     """
+    Hp, j0, j1 = units
     if Hp <= BLOCK * width:
         return min(count, 1), 0, count * Hp
     return count, j0, j1 - j0
 
 
 @kernel(part=True, inlined=True)
-def row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C):
+def row_slots_matmul(A, W, count, units, S, C):
     """`slots_matmul` of one row, as a part of whoever asks for it: for the loops over time."""
-    count, j0, N = _products(width, Hp, count, j0, j1)
+    Hp = units[0]
+    count, j0, N = _products(lanes_of(A), count, units)
     for s in range(count):
-        j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
-        w = shifted(W, j * K, W[1])
-        row_matmul(A, w, K, width, N, shifted(S, j, S[1]), shifted(C, j, C[1]))
+        j = (count - 1 - s if W.back == 1 else s) * Hp + j0
+        row_matmul(A, from_output(W, j), N, shifted(S, j, S[1]), shifted(C, j, C[1]))
 
 
 @kernel(part=True)
-def slots_matmul(A, M, W, K, width, Hp, count, j0, j1, S, C, soon):
-    """C = S + A W' for the units j0 <= j < j1 of `count` slots, W their panels in order.
+def slots_matmul(A, M, W, count, units, S, C, soon):
+    """C = S + A W' for M rows and some units of `count` slots, W those slots as they are packed.
 
-    W's stride is 1 if the last are to be read first, as in `panels.panel_matmul`.  With rows
-    enough the first product fetches `soon`, see `panels.rows_matmul`.
+    `units` are (Hp, j0, j1): of each slot's Hp those from j0 to j1-1.  With rows enough the first
+    product fetches `soon`, see `panels.rows_matmul`.
     """
     if M == 1:
-        row_slots_matmul(A, W, K, width, Hp, count, j0, j1, S, C)
+        row_slots_matmul(A, W, count, units, S, C)
         return
-    count, j0, N = _products(width, Hp, count, j0, j1)
+    Hp = units[0]
+    count, j0, N = _products(lanes_of(A), count, units)
     for s in range(count):
-        j = (count - 1 - s if W[1] == 1 else s) * Hp + j0
-        w = shifted(W, j * K, W[1])
-        rows_matmul(A, M, w, K, width, N, shifted(S, j, S[1]), shifted(C, j, C[1]), soon)
+        j = (count - 1 - s if W.back == 1 else s) * Hp + j0
+        w, s_j, c_j = from_output(W, j), shifted(S, j, S[1]), shifted(C, j, C[1])
+        rows_matmul(A, M, w, N, s_j, c_j, soon)
         soon = nothing(A)
 
 
@@ -51,25 +53,24 @@ def active(starts, t, b0, b1):
 
 
 @kernel(part=True)
-def matmul_steps(A, W, K, width, Hp, count, S, C, starts, span, units):
+def matmul_steps(A, W, count, units, S, C, starts, span):
     """C = S + A W', `slots_matmul` for steps and sequences, as few and long ones.
 
-    A and C begin with step t0.
+    `span` is (t0, t1, b0, b1); A and C begin with step t0.
     """
     t0, t1, b0, b1 = span
-    u0, u1 = units
     origin = starts[t0 + 1]
     first, last = active(starts, t0, b0, b1), active(starts, t1 - 1, b0, b1)
     every = starts[t0 + 2] - origin
     if b0 == 0 and first == every:
         n = starts[t1 + 1] - origin
-        slots_matmul(A, n, W, K, width, Hp, count, u0, u1, S, C, nothing(A))
+        slots_matmul(A, n, W, count, units, S, C, nothing(A))
     elif first == last and every == starts[t1 + 1] - starts[t1] and first < t1 - t0:
         for b in range(b0, b0 + first):
             a, c = shifted(A, b * A[1], every * A[1]), shifted(C, b * C[1], every * C[1])
-            slots_matmul(a, t1 - t0, W, K, width, Hp, count, u0, u1, S, c, nothing(a))
+            slots_matmul(a, t1 - t0, W, count, units, S, c, nothing(a))
     else:
         for t in range(t0, t1):
             M, r = active(starts, t, b0, b1), starts[t + 1] - origin + b0
             a, c = shifted(A, r * A[1], A[1]), shifted(C, r * C[1], C[1])
-            slots_matmul(a, M, W, K, width, Hp, count, u0, u1, S, c, nothing(a))
+            slots_matmul(a, M, W, count, units, S, c, nothing(a))

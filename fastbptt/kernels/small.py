@@ -5,12 +5,11 @@ import math
 import numpy as np
 
 from .jit import kernel
-from .panels import padded, panel_matmul
+from .panels import packed, padded, panel_matmul
 from .simd import VECTORS, lanes, rows
 
 AT_ONCE = 4  # dot products of one row: they share its loads
-_LANES = lanes(np.float64)
-_PANEL = VECTORS * _LANES
+_PANEL = VECTORS * lanes(np.float64)
 
 
 def columns(k: int) -> int:
@@ -88,7 +87,7 @@ def times(A, B, zeros, C):
     k, wide = A.shape
     if wide <= _PANEL:  # then B as it lies is one packed panel
         c = rows(C, 0, wide)
-        panel_matmul(rows(A, 0, wide), k, rows(B, 0, 0), k, _LANES, wide, rows(zeros, 0, 0), c)
+        panel_matmul(rows(A, 0, wide), k, packed(B, 0, k), wide, rows(zeros, 0, 0), c)
         return
     for i in range(k):
         for j in range(wide):

@@ -22,8 +22,8 @@ from .cells import (
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
 from .lines import line
-from .panels import BLOCK, nothing
-from .simd import rows, shifted
+from .panels import BLOCK, from_output, nothing, packed
+from .simd import lanes_of, rows, shifted
 from .slots import matmul_steps, slots_matmul
 
 LONGEST = 64  # steps between two orthonormalisations, at most
@@ -117,7 +117,6 @@ class Sizes(NamedTuple):
     H: int
     I: int
     parts: int  # of a layer's state: h, or h and c
-    width: int  # lanes of a register
 
 
 @kernel(part=True, inlined=True)
@@ -140,18 +139,19 @@ def _at(n, l, b, now, column, row):
 
 
 @kernel(part=True)
-def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
-    """Carry the rows b0..b1-1 over some steps, whose inputs are in ax; state 0 is in p.now[now].
+def _steps(cell, p, ax, tops, n, span, s, scratch):
+    """Carry s over some steps, whose inputs are in ax; state 0 is in p.now[now].
 
-    R (k,k) and row (k,) are work space.
+    `span` is (steps, now, b0, b1); R (k,k) and row (k,) of the scratch are work space.
     """
+    (steps, now, b0, b1), (R, row) = span, scratch
     at = slots(cell)
     B, Hp, H, wide, stride, each = n.B, n.Hp, n.H, n.wide, n.stride, n.each
     panel, pre = p.now, p.a
     since, interval, e = s.since, s.interval, s.e
     far = panel.dtype.type(math.sqrt(np.finfo(panel.dtype).max))
     K_ih, K_hh = at.x * Hp, (at.last - at.first) * Hp
-    M, block = (b1 - b0) * each, BLOCK * n.width
+    M, block = (b1 - b0) * each, BLOCK * lanes_of(panel)
     last = (Hp - 1) // block
     mixed = max(at.gate, min(at.x, at.last))
     for t in range(steps):
@@ -172,39 +172,33 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
             if l > 0:
                 side = (1 - now) * B * each + origin
                 below = rows(panel, side * stride + column - n.parts * Hp, stride)
-                w = rows(cell.w_ih, K_ih * (n.I + (l - 1) * H), 0)
-                slots_matmul(below, M, w, H, n.width, Hp, at.x, 0, Hp, own, c, nothing(c))
+                w = packed(cell.w_ih, K_ih * (n.I + (l - 1) * H), H)
+                slots_matmul(below, M, w, at.x, (Hp, 0, Hp), own, c, nothing(c))
                 begin = c
-            w_hh = rows(cell.w_hh, l * K_hh * H, 0)
+            w_hh = packed(cell.w_hh, l * K_hh * H, H)
             if at.gate > at.first:
                 begun, to = shifted(begin, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
                 for q in range(last + 1):
                     j0 = block * q
                     j1 = min(j0 + block, Hp)
-                    count = at.gate - at.first
-                    slots_matmul(
-                        source, M, w_hh, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
-                    )
+                    count, units = at.gate - at.first, (Hp, j0, j1)
+                    slots_matmul(source, M, w_hh, count, units, begun, to, nothing(to))
                     for b in range(b0, b1):
                         gate_linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
                         gate_tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
                 source = shifted(c, at.last * Hp, wide)
-            w_gated = shifted(w_hh, (at.gate - at.first) * Hp * H, 0)
-            w_alone = shifted(w_hh, (mixed - at.first) * Hp * H, 0)
+            w_gated = from_output(w_hh, (at.gate - at.first) * Hp)
+            w_alone = from_output(w_hh, (mixed - at.first) * Hp)
             for q in range(last + 1):
                 j0 = block * (q if now == 0 else last - q)
                 j1 = min(j0 + block, Hp)
                 begun, to = shifted(begin, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
-                count = mixed - at.gate
-                slots_matmul(
-                    source, M, w_gated, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
-                )
+                count, units = mixed - at.gate, (Hp, j0, j1)
+                slots_matmul(source, M, w_gated, count, units, begun, to, nothing(to))
                 if mixed < at.last:
                     begun, to = shifted(own, mixed * Hp, wide), shifted(c, mixed * Hp, wide)
                     count = at.last - mixed
-                    slots_matmul(
-                        source, M, w_alone, H, n.width, Hp, count, j0, j1, begun, to, nothing(to)
-                    )
+                    slots_matmul(source, M, w_alone, count, units, begun, to, nothing(to))
                 for b in range(b0, b1):
                     linearise(cell, p, _at(n, l, b, now, column, 0), j0, j1)
                     tangent(cell, p, _at(n, l, b, now, column, 1), j0, j1)
@@ -220,12 +214,13 @@ def _steps(cell, p, ax, tops, n, b0, b1, now, steps, s, R, row):
 
 
 @kernel(allocates=True)
-def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
-    """Carry s over the steps of x (T,B,I), the first of them step `start`, for rows b0..b1-1.
+def stream(cell, x, ax, m, starts, span, s):
+    """Carry the rows b0 .. b1-1 of s over the steps of x (T,B,I), the first of them step `start`.
 
-    ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,) numbers the rows of ax.
+    `span` is (start, b0, b1); ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,)
+    numbers the rows of ax.
     """
-    T, B, I = x.shape
+    (start, b0, b1), (T, B, I) = span, x.shape
     n = slots(cell)
     Hp = ax.shape[1] // n.x
     chunk = starts.size - 2
@@ -233,15 +228,14 @@ def stream(cell, x, ax, m, starts, width, start, b0, b1, s):
     _, _, count, stride = s.panel.shape
     wide, parts = m.a.shape[2], stride // (layers * Hp)
     H = cell.w_hh.size // (layers * Hp) // (n.last - n.first)
-    sizes = Sizes(B, layers, count, stride, wide, Hp, H, I, parts, width)
-    w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
+    sizes = Sizes(B, layers, count, stride, wide, Hp, H, I, parts)
+    w_ih, bias = packed(cell.w_ih, 0, I), rows(cell.bias, 0, 0)
     k = s.e.shape[1]
     R, row, factors = np.empty((k, k)), np.empty(k), np.empty((1, n.factors * Hp), s.panel.dtype)
     p = Tangents(s.panel, s.panel, m.a, factors)
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
-        span = (0, steps, b0, b1)
         source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
-        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (0, Hp))
-        now = (start + c) % 2
-        _steps(cell, p, ax, m.start, sizes, b0, b1, now, steps, s, R, row)
+        some = (0, steps, b0, b1)
+        matmul_steps(source, w_ih, n.x, (Hp, 0, Hp), bias, target, starts, some)
+        _steps(cell, p, ax, m.start, sizes, (steps, (start + c) % 2, b0, b1), s, (R, row))

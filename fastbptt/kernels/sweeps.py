@@ -14,8 +14,27 @@ from .cells import At, adjoint, gate, gate_adjoint, slots, step
 from .gradients import weight_gradients
 from .jit import kernel
 from .lines import line, whole
-from .panels import BLOCK, FETCHING, VECTORS, nothing, row_matmul, rows_matmul
-from .simd import REGISTER_BYTES, fetch, fetch_to_L2, flush_subnormals, restore, rows, shifted
+from .panels import (
+    BLOCK,
+    FETCHING,
+    VECTORS,
+    backwards,
+    from_output,
+    nothing,
+    packed,
+    row_matmul,
+    rows_matmul,
+)
+from .simd import (
+    REGISTER_BYTES,
+    fetch,
+    fetch_to_L2,
+    flush_subnormals,
+    lanes_of,
+    restore,
+    rows,
+    shifted,
+)
 from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
 from .team import barrier, join, meet, part
 
@@ -28,37 +47,37 @@ CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the rec
 
 
 @kernel(part=True, inlined=True)
-def _fetch_rows(place, M, n, width):
+def _fetch_rows(place, M, n):
     """Have M rows of n elements brought here, all at once, from the other members of a team.
 
     A product asks for one line at a time, and each takes as long as a barrier.
     """
     for r in range(M):
-        for j in range(0, n, width):
+        for j in range(0, n, lanes_of(place)):
             fetch(shifted(place, r * place[1] + j, 0))
 
 
 @kernel(part=True)
-def _soon_forward(x, m, starts, t, t1, ahead, b0, M, first):
+def _soon_forward(m, starts, t, t1, ahead, b0, M, first):
     """What `forward` comes to next, for the `first` product of step t to fetch.
 
     That are the state after t+1, to be written, and step t + `ahead`, to be projected.
     """
     if not first:
         return nothing(rows(m.h, 0, 0))
-    N, Hp, wide_a, wide_x = starts[1], m.h.shape[1], m.a.shape[1], x.shape[1]
+    N, Hp, wide_a, wide_x = starts[1], m.h.shape[1], m.a.shape[1], m.x.shape[1]
     state, step = starts[min(t + 2, t1)] + b0, starts[min(t + ahead, t1 - 1) + 1] - N + b0
     return (
         rows(m.h, state * Hp, M * Hp),
         rows(m.c, state * Hp, M * Hp if m.kept and m.c.shape[0] > 0 else 0),
         rows(m.a, step * wide_a, M * wide_a if m.kept else 0),
-        rows(x, step * wide_x, M * wide_x),
-        rows(x, 0, 0),
+        rows(m.x, step * wide_x, M * wide_x),
+        rows(m.x, 0, 0),
     )
 
 
 @kernel(part=True)
-def _soon_backward(dy, m, d, starts, t, b0, M, first):
+def _soon_backward(m, d, starts, t, b0, M, first):
     """What `backward` comes to next: all that step t-1 reads, and dx to be written.
 
     Of the states t-1: some cells read that one, others state t, fetched a step before.
@@ -69,7 +88,7 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
     before = max(t - 1, 0)
     step = starts[before + 1] - starts[1] + b0
     return (
-        rows(dy, step * Hp, M * Hp),
+        rows(d.dy, step * Hp, M * Hp),
         rows(m.h, (starts[before] + b0) * Hp, M * Hp),
         rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
         rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
@@ -78,30 +97,32 @@ def _soon_backward(dy, m, d, starts, t, b0, M, first):
 
 
 @kernel(part=True)
-def _fetch_before(dy, m, starts, t, some, units, width):
+def _fetch_before(m, d, starts, t, some, units):
     """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
 
     As `_soon_backward` says, for rows too few for a product to do it: without it, a train step of 1
     to 4 long sequences of 64 units took 10 to 40 % longer, of 256 units 5 %.
     """
     (b0, M), (j0, j1) = some, units
-    Hp, wide = m.h.shape[1], m.a.shape[1]
+    Hp, wide, width = m.h.shape[1], m.a.shape[1], lanes_of(m.h)
     state, step = starts[t - 1] + b0, starts[t] - starts[1] + b0
     for r in range(M):
         for j in range(j0, j1, width):
-            fetch_to_L2(rows(dy, (step + r) * Hp + j, 0))
+            fetch_to_L2(rows(d.dy, (step + r) * Hp + j, 0))
             fetch_to_L2(rows(m.h, (state + r) * Hp + j, 0))
             if m.c.shape[0] > 0:
                 fetch_to_L2(rows(m.c, (state + r) * Hp + j, 0))
-            if m.a.shape[0] > 0:
-                # what sets rows apart is less than a slot (`memory.row_stride`)
-                for slot in range(0, wide - wide % Hp, Hp):
+    if m.a.shape[0] > 0:
+        # what sets rows apart is less than a slot (`memory.row_stride`)
+        for slot in range(0, wide - Hp + 1, Hp):
+            for r in range(M):
+                for j in range(j0, j1, width):
                     fetch_to_L2(rows(m.a, (step + r) * wide + slot + j, 0))
 
 
 @kernel
-def forward(cell, x, m, starts, width, span, team):
-    """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and x (S,I..).
+def forward(cell, m, starts, span, team):
+    """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and m.x; `span` is (t0, t1, b0, b1).
 
     A team of several shares all of m, and its Hp is more than one block (`slots_matmul`).
     Subnormal results are 0.
@@ -112,7 +133,7 @@ def forward(cell, x, m, starts, width, span, team):
     state = flush_subnormals()
     t0, t1, b0, b1 = span
     n = slots(cell)
-    Hp, wide, N = m.h.shape[1], m.a.shape[1], starts[1]
+    Hp, wide, N, width = m.h.shape[1], m.a.shape[1], starts[1], lanes_of(m.h)
     H = cell.w_hh.size // ((n.last - n.first) * Hp)
     I = cell.w_ih.size // (n.x * Hp)
     u0, u1 = part(number, members, Hp, VECTORS * width)
@@ -120,18 +141,18 @@ def forward(cell, x, m, starts, width, span, team):
     block = BLOCK * width
     last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
-    w_ih, bias = rows(cell.w_ih, 0, 0), rows(cell.bias, 0, 0)
-    w_gate = rows(cell.w_hh, 0, 0)
-    w_hh = rows(cell.w_hh, (n.gate - n.first) * Hp * H, 0)
+    w_ih, bias = packed(cell.w_ih, 0, I), rows(cell.bias, 0, 0)
+    w_gate = packed(cell.w_hh, 0, H)
+    w_hh = from_output(w_gate, (n.gate - n.first) * Hp)
     mixed = max(n.gate, min(n.x, n.last))  # the first slot of h's alone
-    w_alone = rows(cell.w_hh, (mixed - n.first) * Hp * H, 0)
+    w_alone = from_output(w_gate, (mixed - n.first) * Hp)
     for c in range(t0, t1, chunk):
         end = min(c + chunk, t1)
         origin = N if m.kept else starts[c + 1]
-        source = rows(x, (starts[c + 1] - N) * x.shape[1], x.shape[1])
+        source = rows(m.x, (starts[c + 1] - N) * m.x.shape[1], m.x.shape[1])
         target = rows(m.a, (starts[c + 1] - origin) * wide, wide)
         span = (c, end, b0, b1)
-        matmul_steps(source, w_ih, I, width, Hp, n.x, bias, target, starts, span, (u0, u1))
+        matmul_steps(source, w_ih, n.x, (Hp, u0, u1), bias, target, starts, span)
         for t in range(c, end):
             M = active(starts, t, b0, b1)
             c_now, c_next = starts[t], starts[t + 1]
@@ -141,14 +162,14 @@ def forward(cell, x, m, starts, width, span, team):
             at = At(starts[t] + b0, starts[t + 1] + b0, c_now + b0, c_next + b0, row, 0, 0, 0)
             source = rows(m.h, at.h * Hp, Hp)
             if members > 1:
-                _fetch_rows(source, M, Hp, width)
+                _fetch_rows(source, M, Hp)
             if n.gate > n.first:
                 for q in range(last + 1):
                     j0 = u0 + block * q
                     j1 = j0 + whole(m.h, min(block, u1 - j0))
                     a = rows(m.a, row * wide + n.first * Hp, wide)
-                    count = n.gate - n.first
-                    slots_matmul(source, M, w_gate, H, width, Hp, count, j0, j1, a, a, nothing(a))
+                    count, units = n.gate - n.first, (Hp, j0, j1)
+                    slots_matmul(source, M, w_gate, count, units, a, a, nothing(a))
                     gate(cell, m, at, M, j0, j1)
                 source = rows(m.a, row * wide + n.last * Hp, wide)
                 if members > 1:
@@ -158,10 +179,10 @@ def forward(cell, x, m, starts, width, span, team):
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
-                    _fetch_rows(source, M, Hp, width)
+                    _fetch_rows(source, M, Hp)
             # to and fro: what of W_hh the last step left in the cache is read first
             back = t % 2
-            w_shared, w_own = shifted(w_hh, 0, back), shifted(w_alone, 0, back)
+            w_shared, w_own = backwards(w_hh, back), backwards(w_alone, back)
             for q in range(last + 1):
                 j0 = u0 + block * (q if back == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
@@ -173,11 +194,12 @@ def forward(cell, x, m, starts, width, span, team):
                         count, w = n.last - mixed, w_own
                         a = rows(m.a, row * wide + mixed * Hp, wide)
                         begin = rows(cell.bias, mixed * Hp, 0)
+                    units = (Hp, j0, j1)
                     if M == 1:
-                        row_slots_matmul(source, w, H, width, Hp, count, j0, j1, begin, a)
+                        row_slots_matmul(source, w, count, units, begin, a)
                     else:
-                        soon = _soon_forward(x, m, starts, t, t1, chunk, b0, M, q + turn == 0)
-                        slots_matmul(source, M, w, H, width, Hp, count, j0, j1, begin, a, soon)
+                        soon = _soon_forward(m, starts, t, t1, chunk, b0, M, q + turn == 0)
+                        slots_matmul(source, M, w, count, units, begin, a, soon)
                 step(cell, m, at, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
@@ -190,11 +212,11 @@ def forward(cell, x, m, starts, width, span, team):
 
 
 @kernel(part=True)
-def _backward(cell, dy, m, d, starts, width, span, team, member):
+def _backward(cell, m, d, starts, span, team, member):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
-    dy (S,Hp).  d.dh holds all of dL/dh, with dy of that step, as it does for a sequence's last
-    state before its last step.  Rows of d.da begin with those of step t0.  Subnormal results are 0.
+    d.dh holds all of dL/dh, with d.dy of that step, as it does for a sequence's last state before
+    its last step.  Rows of d.da begin with those of step t0.  Subnormal results are 0.
     `member` is (own number, members, next meeting) of the team that shares the units; the last two
     are returned.
     """
@@ -202,7 +224,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
     state = flush_subnormals()
     t0, t1, b0, b1 = span
     n = slots(cell)
-    Hp, wide, N = m.h.shape[1], d.da.shape[1], starts[1]
+    Hp, wide, N, width = m.h.shape[1], d.da.shape[1], starts[1], lanes_of(m.h)
     gated = n.gate > n.first
     head = n.gate - n.first if gated else n.last - n.first  # slots that h is multiplied into
     Ip = cell.w_ih.size // (n.x * Hp)
@@ -210,10 +232,11 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
     block = BLOCK * width
     last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
-    w_ih, w_hh, zeros = rows(cell.w_ih, 0, 0), rows(cell.w_hh, 0, 0), rows(cell.bias, 0, 0)
-    w_gate = rows(cell.w_hh, head * Hp * Hp, 0)
+    w_ih, w_hh = packed(cell.w_ih, 0, n.x * Hp), packed(cell.w_hh, 0, head * Hp)
+    w_gate = packed(cell.w_hh, head * Hp * Hp, (n.last - n.gate) * Hp)
+    zeros = rows(cell.bias, 0, 0)
     itemsize = REGISTER_BYTES // width
-    read = (dy.size + m.h.size + m.c.size + m.a.size) * itemsize * (b1 - b0) // N
+    read = (d.dy.size + m.h.size + m.c.size + m.a.size) * itemsize * (b1 - b0) // N
     of_W = (n.last - n.first) * Hp * (u1 - u0) * itemsize
     fetches = read > _AWAY and of_W <= _STAYS
     for c in range(t1, t0, -chunk):
@@ -227,21 +250,20 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
             at = At(c_now, c_next, c_now, c_next, s, row, b0, s)
             source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
             if members > 1:
-                _fetch_rows(source, later, head * Hp, width)
+                _fetch_rows(source, later, head * Hp)
             for q in range(last + 1):
                 j0 = u0 + block * (q if t % 2 == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
-                w = shifted(w_hh, j0 * head * Hp, t % 2)
-                above = dh if n.direct else rows(dy, s * Hp + j0, Hp)
-                K, units = head * Hp, j1 - j0
+                w = backwards(from_output(w_hh, j0), t % 2)
+                above = dh if n.direct else rows(d.dy, s * Hp + j0, Hp)
                 if fetches and M < FETCHING and t > 0:
-                    _fetch_before(dy, m, starts, t, (b0, M), (j0, j1), width)
+                    _fetch_before(m, d, starts, t, (b0, M), (j0, j1))
                 if later == 1:
-                    row_matmul(source, w, K, width, units, above, dh)
+                    row_matmul(source, w, j1 - j0, above, dh)
                 else:
-                    soon = _soon_backward(dy, m, d, starts, t, b0, M, q == 0)
-                    rows_matmul(source, later, w, K, width, units, above, dh, soon)
+                    soon = _soon_backward(m, d, starts, t, b0, M, q == 0)
+                    rows_matmul(source, later, w, j1 - j0, above, dh, soon)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
@@ -250,7 +272,7 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                             record[j] = reached[j]
                 adjoint(cell, m, d, at, M, j0, j1)
                 if n.direct and not gated and t > 0:
-                    _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
+                    _add(d.dh, b0, d.dy, starts[t] - N + b0, M, j0, j1)
             if gated:
                 if members > 1:
                     members, meeting = barrier(team, number, members, meeting)
@@ -261,20 +283,17 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
                     last = (u1 - u0 - 1) // block
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
                 if members > 1:
-                    _fetch_rows(source, M, (n.last - n.gate) * Hp, width)
+                    _fetch_rows(source, M, (n.last - n.gate) * Hp)
                 for q in range(last + 1):
                     j0 = u0 + block * q
                     j1 = j0 + whole(m.h, min(block, u1 - j0))
                     target = rows(d.da, row * wide + n.last * Hp + j0, wide)
-                    K = (n.last - n.gate) * Hp
-                    w, units = shifted(w_gate, j0 * K, 0), j1 - j0
+                    w, units = from_output(w_gate, j0), (j1 - j0, 0, j1 - j0)
                     # as of one slot: what is compiled for the forward pass serves here too
-                    slots_matmul(
-                        source, M, w, K, width, units, 1, 0, units, zeros, target, nothing(w)
-                    )
+                    slots_matmul(source, M, w, 1, units, zeros, target, nothing(zeros))
                     gate_adjoint(cell, m, d, at, M, j0, j1)
                     if t > 0:
-                        _add(d.dh, b0, dy, starts[t] - N + b0, M, j0, j1)
+                        _add(d.dh, b0, d.dy, starts[t] - N + b0, M, j0, j1)
             if members > 1:
                 members, meeting = barrier(team, number, members, meeting)
                 if members == 0:
@@ -289,18 +308,16 @@ def _backward(cell, dy, m, d, starts, width, span, team, member):
             source = rows(d.da, (starts[own0 + 1] - starts[t0 + 1]) * wide, wide)
             target = rows(d.dx, (starts[own0 + 1] - N) * stride, stride)
             span = (own0, own1, b0, b1)
-            K = n.x * Hp
-            matmul_steps(source, w_ih, K, width, Ip, 1, zeros, target, starts, span, (0, Ip))
+            matmul_steps(source, w_ih, 1, (Ip, 0, Ip), zeros, target, starts, span)
     source = rows(d.da, b0 * wide + n.first * Hp, wide)
     dh = rows(d.dh, b0 * Hp + u0, Hp)
     M = active(starts, t0, b0, b1)
     above = dh
     if not n.direct:
-        above = rows(dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
-    w = shifted(w_hh, u0 * head * Hp, 0)
-    soon = _soon_backward(dy, m, d, starts, t0, b0, M, t0 > 0)
-    units = u1 - u0
-    slots_matmul(source, M, w, head * Hp, width, units, 1, 0, units, above, dh, soon)
+        above = rows(d.dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
+    soon = _soon_backward(m, d, starts, t0, b0, M, t0 > 0)
+    units = (u1 - u0, 0, u1 - u0)
+    slots_matmul(source, M, from_output(w_hh, u0), 1, units, above, dh, soon)
     restore(state)
     return members, meeting
 
@@ -336,14 +353,13 @@ def _sequences_of(starts, t0, t1, number, members):
 
 
 @kernel
-def descend(cell, dy, x, m, d, sums, starts, width, span, team, by_units):
+def descend(cell, m, d, sums, starts, span, team):
     """`_backward` and `gradients.weight_gradients` for the steps t0 .. t1-1, the last at first.
 
     `span` is (t0, t1, steps), steps those of a chunk, of which d.da holds one or several.  Members
-    of the team share the units of all sequences `by_units`, else the sequences, and meet before and
-    after the weight gradients, of which each adds its own rows.  Python has no turn in between:
-    that would cost one thread a tenth of a step of few flops, and several an eighth at B = 32,
-    H = 64.
+    of the team meet before and after the weight gradients, of which each adds its own rows.  Python
+    has no turn in between: that would cost one thread a tenth of a step of few flops, and several
+    an eighth at B = 32, H = 64.
     """
     number, members = join(team)
     t0, t1, steps = span
@@ -355,20 +371,20 @@ def descend(cell, dy, x, m, d, sums, starts, width, span, team, by_units):
     end = t1
     while end > t0 and members > 0:
         begin = max(t0, end - held)
-        if not by_units and members > 1:
+        if not team.by_units and members > 1:
             b0, b1 = _sequences_of(starts, begin, end, number, members)
         own = (begin, end, b0, b1)
-        if by_units:
+        if team.by_units:
             member = (number, members, meeting)
-            members, meeting = _backward(cell, dy, m, d, starts, width, own, team, member)
+            members, meeting = _backward(cell, m, d, starts, own, team, member)
         elif b0 < b1:
-            _backward(cell, dy, m, d, starts, width, own, team, (0, 1, 0))
+            _backward(cell, m, d, starts, own, team, (0, 1, 0))
         if members > 1:
             meet(team, number, members, meeting)
             meeting += 1
         if members > 0:
             some = (begin, end, steps)
-            weight_gradients(cell, x, m, d.da, sums, starts, some, number, members)
+            weight_gradients(cell, m, d.da, sums, starts, some, (number, members))
         if members > 1:
             meet(team, number, members, meeting)
             meeting += 1

@@ -36,9 +36,10 @@ class Team(NamedTuple):
 
     board: np.ndarray  # none: a team of one
     leads: bool
+    by_units: bool  # whether members share the units of all sequences, or the sequences
 
 
-ALONE = Team(np.zeros(0, np.int64), True)
+ALONE = Team(np.zeros(0, np.int64), leads=True, by_units=False)
 
 
 def cache_lines(count: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from .. import checks, files
 from ..kernels import stream as kernels
 from ..kernels.memory import aligned
 from ..kernels.panels import padded
-from ..kernels.simd import lanes
 from ..kernels.sweeps import CHUNK_ROWS
 from ..network import Network
 from ..networks import NETWORKS
@@ -191,8 +190,8 @@ class JacobianStream:
             part, start = x[t0 : t0 + length], self.steps
 
             def rows(b0: int, b1: int, part: np.ndarray = part, start: int = start) -> None:
-                cell, width = self._weights.stacked_cell, lanes(dtype)
-                kernels.stream(cell, part, ax, work, starts, width, start, b0, b1, carried)
+                cell = self._weights.stacked_cell
+                kernels.stream(cell, part, ax, work, starts, (start, b0, b1), carried)
 
             share(rows, np.ones(B), cost * len(part))
             self.steps += len(part)

@@ -50,6 +50,7 @@ class Design(NamedTuple):
 class Memory(NamedTuple):
     """The arrays of a forward pass; rows as `sweeps` numbers them."""
 
+    x: np.ndarray  # (S,I..): what the layer reads
     h: np.ndarray  # (N+S,Hp)
     c: np.ndarray  # (N+S,Hp), (2N,Hp) if not kept: state t in half t % 2; no rows without a c
     a: np.ndarray  # (S,wide): pre-activations, then what `step` makes of them
@@ -59,6 +60,7 @@ class Memory(NamedTuple):
 class Adjoints(NamedTuple):
     """The arrays of a backward pass."""
 
+    dy: np.ndarray  # (S,Hp): dL/d output, without what reaches it through later steps
     dh: np.ndarray  # (N,Hp)
     dc: np.ndarray  # (N,Hp), no rows without a c
     da: np.ndarray  # (rows of some chunks, wide)
