@@ -22,6 +22,7 @@ _full, _half = tiles(TALLEST), tiles(TALLEST, vectors=1)
 _turned = tiles(ROWS, kind="transposed")
 _full1, _half1 = tile(1, 1), tile(1, 1, vectors=1)
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
+_fetching2, _fetching3 = (tile(r, panels=PANELS[r], kind="fetching") for r in (2, 3))
 _long1 = tile(1, panels=PANELS[1], kind="long")
 _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # One row goes through the panels to and fro, so many at a time that L1, 32 KB, holds them: two, and
@@ -32,10 +33,11 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # longer streams of them read 8 % faster.
 _SINGLE_FROM, _SINGLE_TO = (kb * 1024 // (2 * VECTORS * REGISTER_BYTES) for kb in (24, 64))
 _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
-# K up to which many rows that fetch nothing go by tiles of three rows and two panels, where as many
-# panels make a tile of two rows: with 16 registers seven loads for twelve multiply-adds, not eight
-# and a line to fetch.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of the time.
-_LOW_TO = 256 if _WIDE2 == _WIDE3 else 0
+# K up to which many rows go by tiles of three rows and two panels, where as many panels make a tile
+# of two rows: with 16 registers seven loads for twelve multiply-adds, not eight, and a line fetched
+# at each fourth k, not at each.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of
+# the time, a forward pass over 32 sequences of 64 units, which fetches, 0.98; of 256 it would not.
+_LOW_TO, _LOW_FETCHING_TO = (256, 128) if _WIDE2 == _WIDE3 else (0, 0)
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
@@ -159,32 +161,72 @@ def _row_matmul(A, W, N, S, C, long):
 
 @kernel(part=True)
 def _low_tiles_matmul(A, M, W, N, S, C):
-    """`panel_matmul` of two rows or more by tiles of two or three, and no more than that.
+    """`panel_matmul` of two rows or more by low tiles; of how many outputs, see `_low_tiles`.
 
     What `rows_matmul` needs beside took 4 % of a step of a state and one tangent of 64 units.
     """
-    K, panel, nowhere = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
+    return _low_tiles(A, M, W, N, S, C, nothing(A), False)
+
+
+@kernel(part=True)
+def _fetching_low_tiles_matmul(A, M, W, N, S, C, soon):
+    """The same, and fetch `soon` as `rows_matmul` says."""
+    return _low_tiles(A, M, W, N, S, C, soon, True)
+
+
+@kernel(part=True, inlined=True)
+def _low_tiles(A, M, W, N, S, C, soon, fetching):
+    """C = S + A W' by tiles of two or three rows and several panels; the outputs that fill those.
+
+    `fetching` is known where this is compiled.
+    """
+    K, panel = W.K, VECTORS * lanes_of(A)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel
-    j = 0
-    while j < N:
-        wide = across if j + across <= N else min(panel, N - j)
+    done = N // across * across
+    size = _size(soon)
+    ahead = shifted(A, 0, 0)
+    n = until = begun = run = 0
+    for j in range(0, done, across):
         w = from_output(W, j).panels
         r = 0
         while r < M:
             height = 2 if M - r == 2 or M - r == 4 else 3
             a = shifted(A, r * A[1], A[1])
             s, c = shifted(S, j + r * S[1], S[1]), shifted(C, j + r * C[1], C[1])
-            if wide == across:
+            if fetching:
+                while n == until and run < len(soon):
+                    begun += soon[run][1]
+                    until = done // across * ((M + 2) // 3) * begun // size
+                    ahead = _ahead(soon[run], (until - n) * K)
+                    run += 1
                 if height == 2:
-                    _wide2(a, w, K, s, c, w)
+                    _fetching2(a, w, K, s, c, ahead)
                 else:
-                    _wide3(a, w, K, s, c, w)
-            elif wide == panel:
-                _full_tiles(height, 1, a, w, K, s, c, nowhere)
+                    _fetching3(a, w, K, s, c, ahead)
+                ahead = shifted(ahead, K * ahead[1], ahead[1])
+                n += 1
+            elif height == 2:
+                _wide2(a, w, K, s, c, w)
             else:
-                _half_tiles(height, 1, a, w, K, s, c, nowhere)
+                _wide3(a, w, K, s, c, w)
             r += height
-        j += wide
+    return done
+
+
+@kernel(part=True, inlined=True)
+def _size(soon):
+    """The elements of all runs."""
+    size = 0
+    for run in range(len(soon)):
+        size += soon[run][1]
+    return size
+
+
+@kernel(part=True, inlined=True)
+def _ahead(run, steps):
+    """A run's `rows`, one for each of so many steps."""
+    steps = max(1, steps)
+    return shifted(run, 0, (run[1] + steps - 1) // steps)
 
 
 @kernel(part=True, inlined=True)
@@ -203,9 +245,11 @@ def rows_matmul(A, M, W, N, S, C, soon):
     brought to L2, evenly: in a burst, the lines on their way leave no room for the product's own.
     A line at each k: of a run that is longer than the tiles' k some lines are left out.
     """
+    j = 0
     if 2 <= M <= 3:
-        _low_tiles_matmul(A, M, W, N, S, C)
-        return
+        j = _low_tiles_matmul(A, M, W, N, S, C)
+        if j == N:
+            return
     K, width = W.K, lanes_of(A)
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
@@ -213,15 +257,15 @@ def rows_matmul(A, M, W, N, S, C, soon):
     count, itemsize = (M + TALLEST - 1) // TALLEST, REGISTER_BYTES // width
     tall = (M + count - 1) // count
     more = M - (tall - 1) * count
-    size = 0
-    for run in range(len(soon)):
-        size += soon[run][1]
+    size = _size(soon)
     wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
-    if M > 3 and not wanted and K <= _LOW_TO:
-        _low_tiles_matmul(A, M, W, N, S, C)
-        return
+    if wanted and K <= _LOW_FETCHING_TO:
+        j = _fetching_low_tiles_matmul(A, M, W, N, S, C, soon)
+        wanted = j == 0
+    elif M > 3 and not wanted and K <= _LOW_TO:
+        j = _low_tiles_matmul(A, M, W, N, S, C)
     ahead = nowhere = shifted(A, 0, 0)
-    j = n = until = begun = run = 0
+    n = until = begun = run = 0
     while j < N:
         w = from_output(W, j).panels
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
@@ -235,8 +279,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
                 begun += soon[run][1]
                 # of the tiles that fetch: those of half a panel do not
                 until = N // panel * count * begun // size
-                steps = max(1, until - n) * K
-                ahead = shifted(soon[run], 0, (soon[run][1] + steps - 1) // steps)
+                ahead = _ahead(soon[run], (until - n) * K)
                 run += 1
             height, some = (tall, more - done) if done < more else (tall - 1, count - done)
             if n < until:

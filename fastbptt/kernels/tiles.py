@@ -115,7 +115,8 @@ class _Tile(NamedTuple):
     A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
-    is needed next from further away.
+    is needed next from further away.  A "fetching" one of few rows and several panels fetches one
+    in each turn of its loop: of every fourth.
     """
 
     height: int
@@ -217,6 +218,8 @@ class _Tile(NamedTuple):
             return updated
 
         def some_steps(sums, stream, m):
+            if self.kind == "fetching":
+                prefetch(builder, ahead.row(builder, builder.add(m, firsts[stream])), TO_L2)
             for i in range(_UNROLLED):
                 sums = one_step(sums, stream, builder.add(m, i64(i)))
             return sums
