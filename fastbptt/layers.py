@@ -13,6 +13,7 @@ from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
 from .kernels.memory import aligned, bring_back, pieces, taken
 from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
+from .kernels.simd import lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team, board, close, incomplete
 from .sequences import Sequences
@@ -84,7 +85,7 @@ def _unit_members(threads: int, layer: Layer, N: int) -> int:
     A team pays where there are more threads than sequences, where what a member reads of W_hh at
     each step takes longer than the barrier, and where its cores are its own.
     """
-    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * layer.sizes.lanes or _others.expected():
+    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * lanes(layer.dtype) or _others.expected():
         return 0
     members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
     return members if members > N else 0

@@ -16,7 +16,6 @@ from .kernels.simd import VECTORS, lanes
 class Sizes(NamedTuple):
     """What cell, dtype, I and H decide, found once: in a call of few steps that took a tenth."""
 
-    lanes: int  # elements of a register
     Ip: int
     Hp: int
     wide: int  # elements of a row of `a` and da: Hp for each slot, see `row_stride`
@@ -33,7 +32,6 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
     bias = slots.last * Hp
     whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
     return Sizes(
-        lanes(dtype),
         Ip,
         Hp,
         row_stride(slots.width * Hp, dtype),

@@ -180,7 +180,7 @@ def _pull_linearised(chain, steps, block):
     head = n.gate - n.first if gated else n.last - n.first
     for l in range(chain.layers - 1, -1, -1):
         column = l * chain.parts * Hp
-        begin = l * (n.last - n.first) * Hp * Hp
+        offset = l * (n.last - n.first) * Hp * Hp
         a = rows(block.a, _first_column(chain, n, block, l), wide)
         for g in range(groups):
             if M == 1 and steps[g] > 0:
@@ -188,13 +188,13 @@ def _pull_linearised(chain, steps, block):
             cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         if gated:
             source, c = shifted(a, n.gate * Hp, wide), shifted(a, n.last * Hp, wide)
-            w = packed(cell.w_hh, begin + head * Hp * Hp, (n.last - n.gate) * Hp)
+            w = packed(cell.w_hh, offset + head * Hp * Hp, (n.last - n.gate) * Hp)
             panel_matmul(source, M, w, Hp, zeros, c)
             for g in range(groups):
                 gate_cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         source, dh = shifted(a, n.first * Hp, wide), rows(block.now, column, stride)
         above = dh if n.direct else zeros
-        panel_matmul(source, M, packed(cell.w_hh, begin, head * Hp), Hp, above, dh)
+        panel_matmul(source, M, packed(cell.w_hh, offset, head * Hp), Hp, above, dh)
         if l > 0:
             below = rows(block.now, column - chain.parts * Hp, stride)
             w = packed(cell.w_ih, n.x * Hp * (chain.Ip + (l - 1) * Hp), n.x * Hp)
@@ -254,9 +254,9 @@ def linearise_layer(cell, x, state, after, a, factors, place):
     stride = state.shape[1]
     p = Tangents(state, after, a, factors)
     bias, c = rows(cell.bias, 0, 0), rows(a, 0, wide)
-    below, w_hh = rows(x, 0, x.shape[1]), packed(cell.w_hh, 0, H)
-    slots_matmul(below, T, packed(cell.w_ih, 0, I), n.x, units, bias, c, nothing(c))
-    source = rows(state, 0, stride)
+    below, w_ih = rows(x, 0, x.shape[1]), packed(cell.w_ih, 0, I)
+    slots_matmul(below, T, w_ih, n.x, units, bias, c, nothing(c))
+    source, w_hh = rows(state, 0, stride), packed(cell.w_hh, 0, H)
     if n.gate > n.first:
         s = shifted(c, n.first * Hp, wide)
         slots_matmul(source, T, w_hh, n.gate - n.first, units, s, s, nothing(source))

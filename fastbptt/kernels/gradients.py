@@ -19,7 +19,7 @@ class Sums(NamedTuple):
     I: int
     H: int
     before: np.ndarray  # (rows of a chunk, Hp), no rows where all lengths are equal
-    packed: np.ndarray  # `panels.gradient_scratch`
+    scratch: np.ndarray  # `panels.gradient_scratch`
     partial: np.ndarray  # as bias
 
 
@@ -81,16 +81,16 @@ def weight_gradients(cell, m, da, sums, starts, span, member):
         if h0 < h1:
             b = _states_before(m.h, starts, begin, end, sums.before)
             target, column = rows(sums.w_hh, h0 * wide_hh, wide_hh), n.first * Hp
-            units = (column + h0, column + h1)
-            weight_gradient(da, some, units, b, sums.H, target, sums.packed)
+            columns = (column + h0, column + h1)
+            weight_gradient(da, some, columns, b, sums.H, target, sums.scratch)
         if x0 < x1:
             b, target = rows(m.x, row * wide_x, wide_x), rows(sums.w_ih, x0 * wide_ih, wide_ih)
-            weight_gradient(da, some, (x0, x1), b, sums.I, target, sums.packed)
+            weight_gradient(da, some, (x0, x1), b, sums.I, target, sums.scratch)
         if g0 < g1:
             b = rows(m.a, row * wide_a + n.last * Hp, wide_a)
             target, column = rows(sums.w_hh, (of_h + g0) * wide_hh, wide_hh), split * Hp
-            units = (column + g0, column + g1)
-            weight_gradient(da, some, units, b, sums.H, target, sums.packed)
+            columns = (column + g0, column + g1)
+            weight_gradient(da, some, columns, b, sums.H, target, sums.scratch)
         if number == 0:
             bias_gradient(da, some, sums.bias, sums.partial)
     restore(state)

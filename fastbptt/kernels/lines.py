@@ -8,7 +8,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
-from .simd import REGISTER_BYTES
+from .simd import REGISTER_BYTES, elements
 
 
 @intrinsic
@@ -20,8 +20,7 @@ def whole(typingctx, array, n):
     """
 
     def codegen(context, builder, sig, args):
-        width = REGISTER_BYTES * 8 // sig.args[0].dtype.bitwidth
-        return builder.and_(args[1], ir.IntType(64)(-width))
+        return builder.and_(args[1], ir.IntType(64)(-elements(sig.args[0].dtype)))
 
     return types.intp(array, types.intp), codegen
 

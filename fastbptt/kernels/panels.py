@@ -36,7 +36,8 @@ _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds litt
 # K up to which many rows go by tiles of three rows and two panels, where as many panels make a tile
 # of two rows: with 16 registers seven loads for twelve multiply-adds, not eight, and a line fetched
 # at each fourth k, not at each.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of
-# the time, a forward pass over 32 sequences of 64 units, which fetches, 0.98; of 256 it would not.
+# the time, a forward pass over 32 sequences of 64 units, which fetches, 0.98; beyond 128 units one
+# that fetches takes as long by tall tiles.
 _LOW_TO, _LOW_FETCHING_TO = (256, 128) if _WIDE2 == _WIDE3 else (0, 0)
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
@@ -54,7 +55,7 @@ class Packed(NamedTuple):
 
     panels: Any  # `rows` that begin with the first panel, a panel apart
     K: int
-    back: int  # 1 if one row is to begin with the last panels: see `backwards`
+    back: int  # 1 if one row is to begin with the last panels: see `to_and_fro`
 
 
 @kernel(part=True, inlined=True)
@@ -70,8 +71,8 @@ def from_output(W, j):
 
 
 @kernel(part=True, inlined=True)
-def backwards(W, back):
-    """W, to be read from its last panels on by one row if `back` is 1.
+def to_and_fro(W, back):
+    """W, which a product of one row is to read from its last panels on if `back` is 1.
 
     A loop over time that goes to and fro finds in L1 what the last step left there.
     """
@@ -160,10 +161,28 @@ def _row_matmul(A, W, N, S, C, long):
 
 
 @kernel(part=True)
-def _low_tiles_matmul(A, M, W, N, S, C):
-    """`panel_matmul` of two rows or more by low tiles; of how many outputs, see `_low_tiles`.
+def _few_rows_matmul(A, M, W, N, S, C):
+    """`panel_matmul` of two or three rows.
 
     What `rows_matmul` needs beside took 4 % of a step of a state and one tangent of 64 units.
+    """
+    K, panel, nowhere = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
+    j = _low_tiles_matmul(A, M, W, N, S, C)
+    while j < N:
+        w = from_output(W, j).panels
+        s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
+        if j + panel <= N:
+            _full_tiles(M, 1, A, w, K, s, c, nowhere)
+        else:
+            _half_tiles(M, 1, A, w, K, s, c, nowhere)
+        j += panel
+
+
+@kernel(part=True)
+def _low_tiles_matmul(A, M, W, N, S, C):
+    """C = S + A W' by low tiles; returns how many of the N outputs that are: those that fill some.
+
+    Tiles of two or three rows and several panels: of two or three rows, or where _LOW_TO is not 0.
     """
     return _low_tiles(A, M, W, N, S, C, nothing(A), False)
 
@@ -176,17 +195,11 @@ def _fetching_low_tiles_matmul(A, M, W, N, S, C, soon):
 
 @kernel(part=True, inlined=True)
 def _low_tiles(A, M, W, N, S, C, soon, fetching):
-    """C = S + A W' by tiles of two or three rows and several panels; the outputs that fill those.
-
-    `fetching` is known where this is compiled.
-    """
-    K, panel = W.K, VECTORS * lanes_of(A)
+    """Both of these; `fetching` is known where this is compiled."""
+    K, panel, ahead = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel
-    done = N // across * across
-    size = _size(soon)
-    ahead = shifted(A, 0, 0)
-    n = until = begun = run = 0
-    for j in range(0, done, across):
+    j = n = until = begun = run = 0
+    while j + across <= N:
         w = from_output(W, j).panels
         r = 0
         while r < M:
@@ -196,7 +209,7 @@ def _low_tiles(A, M, W, N, S, C, soon, fetching):
             if fetching:
                 while n == until and run < len(soon):
                     begun += soon[run][1]
-                    until = done // across * ((M + 2) // 3) * begun // size
+                    until = N // across * ((M + 2) // 3) * begun // _size(soon)
                     ahead = _ahead(soon[run], (until - n) * K)
                     run += 1
                 if height == 2:
@@ -210,7 +223,8 @@ def _low_tiles(A, M, W, N, S, C, soon, fetching):
             else:
                 _wide3(a, w, K, s, c, w)
             r += height
-    return done
+        j += across
+    return j
 
 
 @kernel(part=True, inlined=True)
@@ -243,13 +257,12 @@ def rows_matmul(A, M, W, N, S, C, soon):
     `soon` are runs of memory, `rows` with the number of elements in place of a stride, that the
     loop over time comes to next: with FETCHING rows or more each tile has a part of them
     brought to L2, evenly: in a burst, the lines on their way leave no room for the product's own.
-    A line at each k: of a run that is longer than the tiles' k some lines are left out.
+    A line at each k, by low tiles at each fourth: of a run that is longer than the tiles' k some
+    lines are left out.
     """
-    j = 0
     if 2 <= M <= 3:
-        j = _low_tiles_matmul(A, M, W, N, S, C)
-        if j == N:
-            return
+        _few_rows_matmul(A, M, W, N, S, C)
+        return
     K, width = W.K, lanes_of(A)
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
@@ -259,11 +272,14 @@ def rows_matmul(A, M, W, N, S, C, soon):
     more = M - (tall - 1) * count
     size = _size(soon)
     wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
-    if wanted and K <= _LOW_FETCHING_TO:
-        j = _fetching_low_tiles_matmul(A, M, W, N, S, C, soon)
-        wanted = j == 0
-    elif M > 3 and not wanted and K <= _LOW_TO:
-        j = _low_tiles_matmul(A, M, W, N, S, C)
+    j = 0
+    most = _LOW_FETCHING_TO if wanted else _LOW_TO
+    if _LOW_TO and most >= K:
+        if wanted:
+            j = _fetching_low_tiles_matmul(A, M, W, N, S, C, soon)
+        else:
+            j = _low_tiles_matmul(A, M, W, N, S, C)
+        wanted = wanted and j == 0
     ahead = nowhere = shifted(A, 0, 0)
     n = until = begun = run = 0
     while j < N:
@@ -298,15 +314,15 @@ def rows_matmul(A, M, W, N, S, C, soon):
 
 
 @kernel(part=True)
-def weight_gradient(da, span, units, b, K, gradient, scratch):
+def weight_gradient(da, some, columns, b, K, gradient, scratch):
     """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
 
-    da is an array, `span` (r0, r1) and `units` (i0, i1); b and gradient are `rows`, gradient's of K
+    da is an array, `some` (r0, r1), `columns` (i0, i1); b and gradient are `rows`, gradient's of K
     in whole panels; scratch as `gradient_scratch` says.  Both operands are packed: rows a power of
     two apart fall into one set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error
     grows with their number, not with that of the rows.
     """
-    (r0, r1), (i0, i1) = span, units
+    (r0, r1), (i0, i1) = some, columns
     wide, Kp = da.shape[1], gradient[1]
     panel = scratch.shape[2]
     size = GRADIENT_ROWS * panel
@@ -360,9 +376,12 @@ def weight_gradient(da, span, units, b, K, gradient, scratch):
 
 
 @kernel
-def bias_gradient(da, span, gradient, partial):
-    """gradient[j] += sum_s da[s,j] for s in `span`, in sums of GRADIENT_ROWS; scratch: partial."""
-    r0, r1 = span
+def bias_gradient(da, some, gradient, partial):
+    """gradient[j] += sum_s da[s,j], s from r0 to r1-1 (`some`), in sums of GRADIENT_ROWS.
+
+    partial is scratch.
+    """
+    r0, r1 = some
     for s0 in range(r0, r1, GRADIENT_ROWS):
         for j in range(gradient.size):
             partial[j] = 0

@@ -139,12 +139,12 @@ def _at(n, l, b, now, column, row):
 
 
 @kernel(part=True)
-def _steps(cell, p, ax, tops, n, span, s, scratch):
+def _steps(cell, p, ax, tops, n, which, s, scratch):
     """Carry s over some steps, whose inputs are in ax; state 0 is in p.now[now].
 
-    `span` is (steps, now, b0, b1); R (k,k) and row (k,) of the scratch are work space.
+    `which` are (steps, now, b0, b1); R (k,k) and row (k,) of the scratch are work space.
     """
-    (steps, now, b0, b1), (R, row) = span, scratch
+    (steps, now, b0, b1), (R, row) = which, scratch
     at = slots(cell)
     B, Hp, H, wide, stride, each = n.B, n.Hp, n.H, n.wide, n.stride, n.each
     panel, pre = p.now, p.a
@@ -214,13 +214,13 @@ def _steps(cell, p, ax, tops, n, span, s, scratch):
 
 
 @kernel(allocates=True)
-def stream(cell, x, ax, m, starts, span, s):
+def stream(cell, x, ax, m, starts, which, s):
     """Carry the rows b0 .. b1-1 of s over the steps of x (T,B,I), the first of them step `start`.
 
-    `span` is (start, b0, b1); ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,)
+    `which` are (start, b0, b1); ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,)
     numbers the rows of ax.
     """
-    (start, b0, b1), (T, B, I) = span, x.shape
+    (start, b0, b1), (T, B, I) = which, x.shape
     n = slots(cell)
     Hp = ax.shape[1] // n.x
     chunk = starts.size - 2

@@ -18,12 +18,12 @@ from .panels import (
     BLOCK,
     FETCHING,
     VECTORS,
-    backwards,
     from_output,
     nothing,
     packed,
     row_matmul,
     rows_matmul,
+    to_and_fro,
 )
 from .simd import (
     REGISTER_BYTES,
@@ -97,7 +97,7 @@ def _soon_backward(m, d, starts, t, b0, M, first):
 
 
 @kernel(part=True)
-def _fetch_before(m, d, starts, t, some, units):
+def _fetch_before(dy, m, starts, t, some, units):
     """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
 
     As `_soon_backward` says, for rows too few for a product to do it: without it, a train step of 1
@@ -108,7 +108,7 @@ def _fetch_before(m, d, starts, t, some, units):
     state, step = starts[t - 1] + b0, starts[t] - starts[1] + b0
     for r in range(M):
         for j in range(j0, j1, width):
-            fetch_to_L2(rows(d.dy, (step + r) * Hp + j, 0))
+            fetch_to_L2(rows(dy, (step + r) * Hp + j, 0))
             fetch_to_L2(rows(m.h, (state + r) * Hp + j, 0))
             if m.c.shape[0] > 0:
                 fetch_to_L2(rows(m.c, (state + r) * Hp + j, 0))
@@ -182,7 +182,7 @@ def forward(cell, m, starts, span, team):
                     _fetch_rows(source, M, Hp)
             # to and fro: what of W_hh the last step left in the cache is read first
             back = t % 2
-            w_shared, w_own = backwards(w_hh, back), backwards(w_alone, back)
+            w_shared, w_own = to_and_fro(w_hh, back), to_and_fro(w_alone, back)
             for q in range(last + 1):
                 j0 = u0 + block * (q if back == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
@@ -255,10 +255,10 @@ def _backward(cell, m, d, starts, span, team, member):
                 j0 = u0 + block * (q if t % 2 == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
                 dh = rows(d.dh, b0 * Hp + j0, Hp)
-                w = backwards(from_output(w_hh, j0), t % 2)
+                w = to_and_fro(from_output(w_hh, j0), t % 2)
                 above = dh if n.direct else rows(d.dy, s * Hp + j0, Hp)
                 if fetches and M < FETCHING and t > 0:
-                    _fetch_before(m, d, starts, t, (b0, M), (j0, j1))
+                    _fetch_before(d.dy, m, starts, t, (b0, M), (j0, j1))
                 if later == 1:
                     row_matmul(source, w, j1 - j0, above, dh)
                 else:

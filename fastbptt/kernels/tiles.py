@@ -116,7 +116,7 @@ class _Tile(NamedTuple):
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
     is needed next from further away.  A "fetching" one of few rows and several panels fetches one
-    in each turn of its loop: of every fourth.
+    in each turn of its loop of _UNROLLED k, none where that is 1.
     """
 
     height: int
@@ -128,7 +128,7 @@ class _Tile(NamedTuple):
         """The code of one tile: A, W, S, C and ahead, and the Numba type of such a place."""
         A, W, S, C, ahead = places
         height, across = self.height, range(self.panels * self.vectors)
-        fetching = self.panels == 1 and height * self.vectors > TOGETHER
+        at_each_k = self.panels == 1 and height * self.vectors > TOGETHER
         # as a rule a step holds its weights; where they and the accumulators do not fit, its
         # elements of A: three rows and two panels spilled with 16 registers, and took three times
         # as long
@@ -197,7 +197,7 @@ class _Tile(NamedTuple):
             k = builder.add(m, firsts[stream])
             if not by_weight:
                 weights = [weight(k, v) for v in across]
-            if fetching:
+            if at_each_k:
                 fetch(k)
             if by_weight:
                 elements = [everywhere_in_a_register(k, r) for r in range(height)]
