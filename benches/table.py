@@ -254,8 +254,22 @@ def winners(infos: list[Info]) -> dict[str, tuple[str, float]]:
     return found
 
 
+def counted(infos: list[Info]) -> str:
+    """How many rows of each task are at their bar."""
+    counts = []
+    for task in ("forward", "train"):
+        some = [info for info in infos if info["task"] == task and usual(info)]
+        if some:
+            met = sum(sweep_bar(info) for info in some)
+            counts.append(f"{met} of {len(some)} rows of {task}")
+    return " and ".join(counts)
+
+
 def agreement(infos: list[Info], again: list[Info]) -> str:
-    """How many rows of two runs have the same winner, and those that have not."""
+    """How many rows of two runs have the same winner, those that have not, and the second's bars.
+
+    On a shared machine a row near its bar meets it in one run and not in the next.
+    """
     first, second = winners(infos), winners(again)
     both = [row for row in first if row in second]
     rows = [
@@ -266,7 +280,7 @@ def agreement(infos: list[Info], again: list[Info]) -> str:
     won = sum(first[row][0] == "fastbptt" for row in both)
     said = (
         f"A second run agrees on who is fastest in {len(both) - len(rows)} of {len(both)} rows; "
-        f"the first has fastbptt ahead in {won}."
+        f"the first has fastbptt ahead in {won}. In the second {counted(again)} are at their bar."
     )
     if not rows:
         return said

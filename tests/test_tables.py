@@ -319,6 +319,8 @@ def test_again_says_where_a_second_run_has_another_winner(table, written):
     first, second = table.read([written(WON, SLOW, LOST)]), table.read([written(WON, turned)])
     text = table.text(first, second)
     assert "agrees on who is fastest in 1 of 2 rows; the first has fastbptt ahead in 1." in text
+    counts = "1 of 1 rows of forward and 0 of 1 rows of train"
+    assert f"In the second {counts} are at their bar. The others:" in text
     (other,) = rows(text, "row")
     assert other["row"] == "train, lstm, float32, 1000, 1, 32, 64, threads: 1"
     assert other["fastest, ratio"] == "torch, 0.80"
