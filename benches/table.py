@@ -280,8 +280,10 @@ def agreement(infos: list[Info], again: list[Info]) -> str:
     won = sum(first[row][0] == "fastbptt" for row in both)
     said = (
         f"A second run agrees on who is fastest in {len(both) - len(rows)} of {len(both)} rows; "
-        f"the first has fastbptt ahead in {won}. In the second {counted(again)} are at their bar."
+        f"the first has fastbptt ahead in {won}."
     )
+    if counts := counted(again):
+        said = f"In a second run {counts} are at their bar.\n\n{said}"
     if not rows:
         return said
     head = ["row", "fastest, ratio", "in the second run"]
