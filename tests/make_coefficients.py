@@ -12,10 +12,8 @@ GRID = 400  # points among which the extrema of the error are sought
 # Bits of the high part of ln 2: with the bits of the largest n they fit into a significand, so
 # that n times it is exact.  Cody & Waite, Software Manual for the Elementary Functions (1980).
 HIGH_BITS = {np.float32: 15, np.float64: 41}
-# (numerator, denominator): the least degrees that add less than 1/20 ulp to a result.
-EXPM1 = {np.float32: (4, 0), np.float64: (9, 0)}
-TANH = {np.float32: (1, 1), np.float64: (2, 3)}
-SWITCH = mp.mpf("0.55")  # up to here tanh takes the quotient
+# The least degrees that add less than 1/20 ulp to a result.
+EXPM1 = {np.float32: 4, np.float64: 9}
 
 
 def expm1_tail(r):
@@ -23,40 +21,20 @@ def expm1_tail(r):
     return mp.nsum(lambda k: r**k / mp.factorial(k + 3), [0, mp.inf], method="direct")
 
 
-def tanh_tail(s):
-    """(1 - tanh(x) / x) / s with s = x²; the first terms of the series where it would cancel."""
-    x = mp.sqrt(s)
-    return (x - mp.tanh(x)) / (x * s) if s > mp.mpf("1e-12") else mp.mpf(1) / 3 - 2 * s / 15
-
-
-def remez(f, low, high, degrees):
-    """(P, Q, error): P / Q of least largest error, constant terms first; Q's last one is 1."""
-    p, q = degrees
-    count = p + q + 2
+def remez(f, low, high, degree):
+    """(P, error): the polynomial of least largest error, constant term first."""
+    count = degree + 2
     nodes = [mp.cos(mp.pi * k / (count - 1)) for k in range(count)]
     points = [(low + high - (high - low) * node) / 2 for node in nodes]
     grid = [low + (high - low) * mp.mpf(k) / GRID for k in range(GRID + 1)]
     values = [f(x) for x in grid]
-    Q = [mp.mpf(0)] * q + [mp.mpf(1)]
     while True:
-        for _ in range(8 if q else 1):
-            # P(x) - f(x) Q(x) = ± level Q(x), linear with the Q of the round before on the right
-            rows = [
-                [x**i for i in range(p + 1)]
-                + [-f(x) * x**i for i in range(q)]
-                + [(-1) ** k * mp.polyval(Q[::-1], x)]
-                for k, x in enumerate(points)
-            ]
-            solution = mp.lu_solve(mp.matrix(rows), mp.matrix([f(x) * x**q for x in points]))
-            *both, level = list(solution)
-            P, Q = both[: p + 1], [*both[p + 1 :], mp.mpf(1)]
-        errors = [
-            mp.polyval(P[::-1], x) / mp.polyval(Q[::-1], x) - value
-            for x, value in zip(grid, values, strict=True)
-        ]
+        rows = [[x**i for i in range(degree + 1)] + [(-1) ** k] for k, x in enumerate(points)]
+        *P, level = mp.lu_solve(mp.matrix(rows), mp.matrix([f(x) for x in points]))
+        errors = [mp.polyval(P[::-1], x) - value for x, value in zip(grid, values, strict=True)]
         worst = max(map(abs, errors))
         if worst < abs(level) * mp.mpf("1.001"):
-            return P, Q, worst
+            return P, worst
         points = _extrema(grid, errors)
 
 
@@ -76,16 +54,10 @@ def coefficients(dtype):
     with mp.workdps(DIGITS):
         # Rounding x / ln 2 moves the ends of the reduced range by far less than a thousandth.
         end = mp.log(2) / 2 * mp.mpf("1.001")
-        expm1, _, _ = remez(expm1_tail, -end, end, EXPM1[dtype])
-        P, Q, _ = remez(tanh_tail, mp.mpf(0), SWITCH**2, TANH[dtype])
+        expm1, _ = remez(expm1_tail, -end, end, EXPM1[dtype])
         scale = mp.mpf(2) ** HIGH_BITS[dtype]
         high = mp.nint(mp.log(2) * scale) / scale
-        tuples = {
-            "ln2": (high, mp.log(2) - high),
-            "expm1": expm1,
-            "tanh_p": P,
-            "tanh_q": Q[:-1],
-        }
+        tuples = {"ln2": (high, mp.log(2) - high), "expm1": expm1}
         made = {name: tuple(map(dtype, values)) for name, values in tuples.items()}
         return {"log2_e": dtype(1 / mp.log(2)), **made}
 

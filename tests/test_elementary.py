@@ -1,4 +1,4 @@
-"""exp, tanh and sigmoid: every float32, float64 against mpmath, the special values, the IR."""
+"""tanh and sigmoid: every float32, float64 against mpmath, the special values, the IR."""
 
 import concurrent.futures
 import math
@@ -16,12 +16,6 @@ from fastbptt.kernels.jit import kernel
 
 DTYPES = (np.float32, np.float64)
 INF = np.inf
-
-
-@kernel
-def exp(x, out):
-    for i in range(x.size):
-        out[i] = elementary.exp(x[i])
 
 
 @kernel
@@ -69,7 +63,6 @@ def lstm_gates(x, out):
 
 
 FUNCTIONS = {
-    "exp": exp,
     "tanh": tanh,
     "sigmoid": sigmoid,
     "tanh_and_slope": tanh_and_slope,
@@ -77,21 +70,19 @@ FUNCTIONS = {
 }
 # In float64 with an error below 1e-8 ulp of float32, and to any number of digits.
 DOUBLE = {
-    "exp": np.exp,
     "tanh": np.tanh,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "tanh_and_slope": lambda x: 4 * np.exp(-2 * abs(x)) / (1 + np.exp(-2 * abs(x))) ** 2,
     "sigmoid_and_slope": lambda x: np.exp(-abs(x)) / (1 + np.exp(-abs(x))) ** 2,
 }
 EXACT = {
-    "exp": mp.exp,
     "tanh": mp.tanh,
     "sigmoid": lambda x: 1 / (1 + mp.exp(-x)),
     "tanh_and_slope": lambda x: mp.sech(x) ** 2,
     "sigmoid_and_slope": lambda x: mp.sech(x / 2) ** 2 / 4,
 }
 # ulp: what the docstrings promise.
-BOUND = {"exp": 1, "tanh": 1.7, "sigmoid": 1.9, "tanh_and_slope": 3.8, "sigmoid_and_slope": 3.3}
+BOUND = {"tanh": 1.9, "sigmoid": 1.9, "tanh_and_slope": 3.8, "sigmoid_and_slope": 3.3}
 
 
 def values(name, x):
@@ -107,18 +98,14 @@ def same_bits(a, b):
 
 @numba.njit(nogil=True)
 def worst_error(got, wanted):
-    """The largest error of float32 values in ulp, inf where a NaN is missing or out of place.
-
-    Infinity counts as 2^128, the first number that float32 lacks.
-    """
+    """The largest error of float32 values in ulp, inf where a NaN is missing or out of place."""
     worst = 0.0
     for i in range(got.size):
         g, w = np.float64(got[i]), wanted[i]
         if np.isnan(g) or np.isnan(w):
             error = 0.0 if np.isnan(g) and np.isnan(w) else np.inf
         else:
-            g, w = min(g, 2.0**128), min(w, 2.0**128)
-            ulp = math.ldexp(1.0, min(math.frexp(w)[1], 128) - 24) if abs(w) > 2.0**-126 else 0.0
+            ulp = math.ldexp(1.0, math.frexp(w)[1] - 24) if abs(w) > 2.0**-126 else 0.0
             error = abs(g - w) / max(ulp, 2.0**-149)
         worst = max(worst, error)
     return worst
@@ -133,7 +120,7 @@ def check_singles(name, bits):
     number = y[~np.isnan(y)]
     if name == "tanh":
         return error, np.all(abs(number) <= 1) and same_bits(values(name, -x), -y)
-    return error, np.all(number >= 0) and (name == "exp" or np.all(number <= 1))
+    return error, np.all(number >= 0) and np.all(number <= 1)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -152,7 +139,7 @@ def test_every_single(name):
         return check_singles(name, np.arange(size, dtype=np.uint32) + np.uint32(chunk * size))
 
     # tanh of a negative number is checked with that of the positive one; slopes begin with |x|
-    chunks = range(2 ** (32 if name in ("exp", "sigmoid") else 31) // size)
+    chunks = range(2 ** (32 if name == "sigmoid" else 31) // size)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         errors, sound = zip(*pool.map(check, chunks), strict=True)
     assert max(errors) <= BOUND[name]
@@ -164,17 +151,19 @@ def doubles():
     rng = np.random.default_rng(0)
     n = np.arange(-1076, 1026)
     edges = np.concatenate([(n + 0.5) * np.log(2), rng.permutation(n)[:100] * np.log(2)])
-    edges = np.concatenate([edges, edges / 2, [0.55, 19.06, 20, -745.13, -746, 709.78, 710]])
+    changes = [np.log(3) / 2, 19.06, 20, 32 * np.log(2), 374, -745.13, -746]
+    edges = np.concatenate([edges, edges / 2, changes])
     spread = np.concatenate(
         [
             rng.uniform(-3, 3, 1500),
             rng.uniform(-45, 45, 500),
-            rng.uniform(-746, -708, 500),  # subnormal results
+            rng.uniform(-746, -708, 500),  # subnormal results of sigmoid
+            rng.uniform(-374, -354, 300),  # and slopes of tanh
             np.geomspace(5e-324, 1e300, 500),
         ]
     )
     near = np.concatenate([np.nextafter(edges, -INF), edges, np.nextafter(edges, INF)])
-    return np.concatenate([spread, -spread, rng.permutation(near)[:3000], [0.55, -0.55]])
+    return np.concatenate([spread, -spread, rng.permutation(near)[:3000], changes])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -185,9 +174,6 @@ def test_doubles(name):
     with mp.workdps(40):
         for argument, got in zip(x, y, strict=True):
             wanted = EXACT[name](mp.mpf(argument))
-            if wanted >= mp.mpf(2) ** 1024:
-                assert got == INF
-                continue
             ulp = mp.mpf(2) ** max(mp.frexp(wanted)[1] - 53, -1074)
             worst = max(worst, abs(mp.mpf(got) - wanted) / ulp)
     assert worst <= BOUND[name]
@@ -197,7 +183,6 @@ def test_doubles(name):
 @pytest.mark.parametrize(
     ("name", "x", "y"),
     [
-        ("exp", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 1, 1, INF, INF]),
         ("tanh", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [-1, -1, -0.0, 0.0, 1, 1]),
         ("sigmoid", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 0.5, 0.5, 1, 1]),
         ("tanh_and_slope", [-INF, -1e30, -0.0, 0.0, 1e30, INF], [0, 0, 1, 1, 0, 0]),
@@ -263,8 +248,7 @@ def test_a_loop_is_vector_code_of_one_dtype_without_a_branch(loop, dtype):
     assert not re.search(rf"\b{other}\b", code)
     for call in re.findall(r"call [^@\n]*@([^\s(]+)", code):
         assert re.match(r"llvm\.(fabs|copysign|fma|fmuladd|min\w*|max\w*)\.v", call)
-    if loop is not exp:
-        assert re.search(rf"fdiv contract <\d+ x {word}>", code)
+    assert re.search(rf"fdiv contract <\d+ x {word}>", code)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,18 +1,16 @@
-"""exp, tanh, sigmoid and the slopes of both, of a float32 or float64 scalar, without a branch.
+"""tanh, sigmoid and the slopes of both, of a float32 or float64 scalar, without a branch.
 
 A loop over them becomes vector code in either dtype, which a loop over `math.exp` does not: Numba
 calls libm once an element.  The error bounds are in ulp of the result: the roundings added up at
 their worst, which tests/test_elementary.py finds nearly reached.  Results may be subnormal.
 
 All stand on exp(x) = 2^n (1 + expm1(r)) with x = n ln 2 + r and |r| <= ln(2) / 2; ln 2 in two
-parts and the quotient in tanh follow Cody & Waite, Software Manual for the Elementary Functions
-(1980), the chapters on exp and tanh; see also Muller, Elementary Functions (3rd ed. 2016), chapters
-3 and 11.  See also design.md D3.  tests/make_coefficients.py makes the coefficients.  All are
-inlined: constants leave a loop that they stand in, and LLVM by itself finds those of float64 too
-many to be inlined.
+parts follows Cody & Waite, Software Manual for the Elementary Functions (1980), the chapter on
+exp; see also Muller, Elementary Functions (3rd ed. 2016), chapters 3 and 11, and design.md D3.
+tests/make_coefficients.py makes the coefficients.  All are inlined: constants leave a loop that
+they stand in, and LLVM by itself finds those of float64 too many to be inlined.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numba
@@ -26,15 +24,14 @@ class Constants(NamedTuple):
     """The numbers of one dtype, all of that dtype."""
 
     lowest: Any  # exp rounds to 0 below
-    highest: Any  # and overflows above
     magic: Any  # 1.5 · 2^(bits of the significand - 1): adding it rounds to an integer
     log2_e: Any
     lift: Any  # a power of two that lifts every subnormal among the normal numbers; as bits
+    lifted: Any  # the number itself
     lowered: Any  # and its inverse
     ln2: Any  # (high, low): n · high is exact
     expm1: Any  # (exp(r) - 1 - r - r²/2) / r³, constant term first
-    tanh_p: Any  # P and Q of (1 - tanh(x) / x) / x² = P(x²) / Q(x²); Q's highest term is 1
-    tanh_q: Any
+    flat: Any  # tanh's slope rounds to 0 above
 
 
 def _single(*values: float) -> tuple[np.float32, ...]:
@@ -43,22 +40,21 @@ def _single(*values: float) -> tuple[np.float32, ...]:
 
 SINGLE = Constants(
     lowest=np.float32(-104),
-    highest=np.float32(89),
     magic=np.float32(1.5 * 2**23),
     log2_e=np.float32(1.442695),
     lift=np.uint32(24),
+    lifted=np.float32(2.0**24),
     lowered=np.float32(2.0**-24),
     ln2=_single(0.69314575, 1.4286068e-06),
     expm1=_single(0.16666667, 0.041666552, 0.008333301, 0.0013926256, 0.00019899392),
-    tanh_p=_single(0.8237053, 0.0038541807),
-    tanh_q=_single(2.471116),
+    flat=np.float32(53),
 )
 DOUBLE = Constants(
     lowest=-746.0,
-    highest=710.0,
     magic=1.5 * 2**52,
     log2_e=1.4426950408889634,
     lift=np.uint64(54),
+    lifted=2.0**54,
     lowered=2.0**-54,
     ln2=(0.6931471805601177, -1.7239444525614835e-13),
     expm1=(
@@ -73,8 +69,7 @@ DOUBLE = Constants(
         2.510047389245446e-08,
         2.0918212752506956e-09,
     ),
-    tanh_p=(1612.7230851469976, 99.19256390136738, 0.9643618227072476),
-    tanh_q=(4838.169255440993, 2232.845393880495, 112.70860166337788),
+    flat=374.0,
 )
 
 
@@ -90,16 +85,20 @@ def _power_of_two(bits: Any) -> Any:
     """2^n for the n in the low bits; whatever stands above them is shifted out."""
 
 
+def _negative(x: Any) -> Any:
+    """Whether the sign bit of x is set: a select by that bit needs no comparison."""
+
+
+def _signed(value: Any, x: Any) -> Any:
+    """`value`, which has no sign yet, with that of x."""
+
+
 def _expm1_tail(r: Any) -> Any:
-    """(exp(r) - 1 - r - r²/2) / r³.
+    """(exp(r) - 1 - r) / r².
 
     By pairs (Estrin): Horner's chain of dependent steps is longer than what the processor looks
     ahead, and costs a tenth of the speed.
     """
-
-
-def _tanh_tail(s: Any) -> Any:
-    """(P, Q) of (1 - tanh(x) / x) / s = P / Q, s = x²."""
 
 
 @implements(_constants, numba.float32, exact=True)
@@ -132,93 +131,89 @@ def _double_power_of_two(bits):
     return np.uint64((bits + np.uint64(1023)) << np.uint64(52)).view(np.float64)
 
 
+@implements(_negative, numba.float32, exact=True)
+def _single_negative(x):
+    return np.float32(x).view(np.int32) < 0
+
+
+@implements(_negative, numba.float64, exact=True)
+def _double_negative(x):
+    return np.float64(x).view(np.int64) < 0
+
+
+@implements(_signed, numba.float32, exact=True)
+def _single_signed(value, x):
+    return np.uint32(_bits(value) | (_bits(x) & np.uint32(1 << 31))).view(np.float32)
+
+
+@implements(_signed, numba.float64, exact=True)
+def _double_signed(value, x):
+    return np.uint64(_bits(value) | (_bits(x) & np.uint64(1 << 63))).view(np.float64)
+
+
 @implements(_expm1_tail, numba.float32, exact=True)
 def _single_expm1_tail(r):
     c, s = _constants(r).expm1, r * r
-    return (c[0] + r * c[1]) + s * ((c[2] + r * c[3]) + s * c[4])
+    return (kept(np.float32(0.5)) + r * c[0]) + s * ((c[1] + r * c[2]) + s * (c[3] + r * c[4]))
 
 
 @implements(_expm1_tail, numba.float64, exact=True)
 def _double_expm1_tail(r):
     c, s = _constants(r).expm1, r * r
-    low = (c[0] + r * c[1]) + s * (c[2] + r * c[3])
-    high = (c[4] + r * c[5]) + s * (c[6] + r * c[7])
-    return low + (s * s) * (high + (s * s) * (c[8] + r * c[9]))
-
-
-@implements(_tanh_tail, numba.float32, exact=True)
-def _single_tanh_tail(s):
-    k = _constants(s)
-    p, q = k.tanh_p, k.tanh_q
-    return p[0] + s * p[1], q[0] + s
-
-
-@implements(_tanh_tail, numba.float64, exact=True)
-def _double_tanh_tail(s):
-    k = _constants(s)
-    p, q = k.tanh_p, k.tanh_q
-    return p[0] + s * (p[1] + s * p[2]), q[0] + s * (q[1] + s * (q[2] + s))
+    low = (kept(0.5) + r * c[0]) + s * (c[1] + r * c[2])
+    high = (c[3] + r * c[4]) + s * (c[5] + r * c[6])
+    return low + (s * s) * (high + (s * s) * ((c[7] + r * c[8]) + s * c[9]))
 
 
 @kernel(part=True, exact=True, inlined=True)
 def _reduced(x):
-    """(expm1(r), the bits of a number that ends in those of n) with x = n ln 2 + r."""
+    """(expm1(r), a number whose bits end in those of n) with x = n ln 2 + r."""
     k = _constants(x)
     shifted = x * k.log2_e + k.magic
     n = shifted - k.magic
     r = (x - n * k.ln2[0]) - n * k.ln2[1]
-    return r + r * r * (kept(type(x)(0.5)) + r * _expm1_tail(r)), _bits(shifted)
-
-
-@kernel(exact=True, inlined=True)
-def exp(x):
-    """2^n (1 + expm1(r)); within 1 ulp.
-
-    The power comes in two halves, because 2^128 and 2^-150 are no float32.
-    """
-    k = _constants(x)
-    x = k.lowest if x < k.lowest else x  # in this order a NaN stays one
-    x = k.highest if x > k.highest else x
-    p, bits = _reduced(x)
-    half = type(bits)(bits >> type(bits)(1))
-    power = _power_of_two(half)
-    return (power + power * p) * _power_of_two(type(bits)(bits - half))
+    return r + r * r * _expm1_tail(r), shifted
 
 
 @kernel(part=True, exact=True, inlined=True)
-def _tanh(a, t):
-    """(tanh, slope) of a >= 0, t = exp(-2 a).
+def _tanh(p, shifted):
+    """(m, q) with tanh(a) = m - m q for a >= 0, from what `_reduced` makes of 2 a.
 
-    The value is 1 - q with q = 2 t / (1 + t), so that the slope, 1 - value², is q (2 - q).
+    With y = expm1(2 a) / 2 it is y / (1 + y); with m = min(y, 1) and q = m / (1 + y) the errors of
+    the quotient count half at most.
     """
-    one = kept(type(a)(1))
-    P, Q = _tanh_tail(a * a)
-    small = a < kept(type(a)(0.55))
-    m = a if small else one
-    ratio = (a * a * P if small else t + t) / (Q if small else one + t)
-    value = m - m * ratio
-    return value, one - value * value if small else ratio * (one + (one - ratio))
+    one, bits = kept(type(p)(1)), _bits(shifted)
+    half = _power_of_two(type(bits)(bits - type(bits)(1)))
+    y = half * p + (half - kept(type(p)(0.5)))
+    m = y if y < one else one
+    return m, m / (one + y)
 
 
 @kernel(exact=True, inlined=True)
 def tanh(x):
-    """x - x³ P / Q for |x| < 0.55, else 1 - 2 t / (1 + t) with t = exp(-2 |x|); within 1.7 ulp.
-
-    One division: the operands are chosen, not the quotients.  From |x| = 20 on the value is 1.
-    """
+    """y / (1 + y) with y = expm1(2 |x|) / 2; within 1.9 ulp.  From |x| = 20 on the value is 1."""
     a, most = abs(x), kept(type(x)(20))
-    p, bits = _reduced(kept(-type(x)(2)) * (most if a > most else a))
-    power = _power_of_two(bits)
-    value, _ = _tanh(a, power + power * p)
-    return math.copysign(value, x)
+    a = most if a > most else a  # in this order a NaN stays one
+    m, q = _tanh(*_reduced(a + a))
+    return _signed(m - m * q, x)
 
 
 @kernel(exact=True, inlined=True)
 def tanh_and_slope(x):
-    """tanh(x), the same bits, and 1 / cosh(x)², within 3.8 ulp also where the value is 1."""
-    a = abs(x)
-    value, slope = _tanh(a, exp(kept(-type(x)(2)) * a))
-    return math.copysign(value, x), slope
+    """tanh(x), the same bits, and 1 / cosh(x)², within 3.8 ulp also where the value is 1.
+
+    The slope is (1 - value) (1 + value), where 1 - value is q + (1 - m) (1 - q): nothing cancels.
+    y stays a number: from 2^63 on it goes as 2^n, and the slope as 2^-n.
+    """
+    k, a, one = _constants(x), abs(x), kept(type(x)(1))
+    a = k.flat if a > k.flat else a
+    p, shifted = _reduced(a + a)
+    most = kept(type(x)(k.magic + type(x)(64)))
+    near = most if shifted > most else shifted
+    m, q = _tanh(p, near)
+    value, other = m - m * q, q + (one - m) * (one - q)
+    power = _power_of_two(type(_bits(x))(_bits(near) - _bits(shifted)))
+    return _signed(value, x), (other * (one + value)) * power
 
 
 @kernel(part=True, exact=True, inlined=True)
@@ -229,10 +224,11 @@ def _sigmoid(x):
     """
     k, one = _constants(x), kept(type(x)(1))
     a = -abs(x)
-    p, bits = _reduced(k.lowest if a < k.lowest else a)  # in this order a NaN stays one
+    p, shifted = _reduced(k.lowest if a < k.lowest else a)  # in this order a NaN stays one
+    bits = _bits(shifted)
     power = _power_of_two(type(bits)(bits + k.lift))
-    t = (power + power * p) * k.lowered
-    return t if x < type(x)(0) else one, t / (one + t)
+    t = power + power * p
+    return t * k.lowered if _negative(x) else one, t / (k.lifted + t)
 
 
 @kernel(exact=True, inlined=True)

@@ -21,7 +21,7 @@ from .cells import (
 )
 from .frames import EMPTY, multiply_factor, orthonormalise
 from .jit import kernel
-from .lines import line
+from .lines import line, whole
 from .panels import BLOCK, from_output, nothing, packed
 from .simd import lanes_of, rows, shifted
 from .slots import matmul_steps, slots_matmul
@@ -159,9 +159,9 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
             of_x = line(ax, (t * B + b) * K_ih, "ax")
             top = line(tops, b * each * wide, "start")
             alone = line(pre, b * each * wide, "a0")
-            for j in range(K_ih):
+            for j in range(whole(panel, K_ih)):
                 top[j] = of_x[j]
-            for j in range(at.first * Hp):
+            for j in range(whole(panel, at.first * Hp)):
                 alone[j] = of_x[j]
         for l in range(n.layers):
             column = l * n.parts * Hp  # of this layer's state
@@ -180,7 +180,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
                 begun, to = shifted(begin, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
                 for q in range(last + 1):
                     j0 = block * q
-                    j1 = min(j0 + block, Hp)
+                    j1 = j0 + whole(panel, min(block, Hp - j0))
                     count, units = at.gate - at.first, (Hp, j0, j1)
                     slots_matmul(source, M, w_hh, count, units, begun, to, nothing(to))
                     for b in range(b0, b1):
@@ -191,7 +191,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
             w_alone = from_output(w_hh, (mixed - at.first) * Hp)
             for q in range(last + 1):
                 j0 = block * (q if now == 0 else last - q)
-                j1 = min(j0 + block, Hp)
+                j1 = j0 + whole(panel, min(block, Hp - j0))
                 begun, to = shifted(begin, at.gate * Hp, wide), shifted(c, at.gate * Hp, wide)
                 count, units = mixed - at.gate, (Hp, j0, j1)
                 slots_matmul(source, M, w_gated, count, units, begun, to, nothing(to))
