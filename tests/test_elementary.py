@@ -156,6 +156,7 @@ def doubles():
     spread = np.concatenate(
         [
             rng.uniform(-3, 3, 1500),
+            rng.uniform(0.2, 0.225, 4000),  # where tanh is furthest off
             rng.uniform(-45, 45, 500),
             rng.uniform(-746, -708, 500),  # subnormal results of sigmoid
             rng.uniform(-374, -354, 300),  # and slopes of tanh
@@ -211,6 +212,7 @@ def test_the_value_beside_a_slope_has_the_bits_of_the_value(name, pair, dtype):
     pair(value, slope)
     assert same_bits(value, values(name, x))
     assert same_bits(slope, values(f"{name}_and_slope", x))
+    assert np.all((slope >= 0) & (slope <= 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -247,7 +249,7 @@ def test_a_loop_is_vector_code_of_one_dtype_without_a_branch(loop, dtype):
     assert re.search(rf"fmul contract <\d+ x {word}>", code)
     assert not re.search(rf"\b{other}\b", code)
     for call in re.findall(r"call [^@\n]*@([^\s(]+)", code):
-        assert re.match(r"llvm\.(fabs|copysign|fma|fmuladd|min\w*|max\w*)\.v", call)
+        assert re.match(r"llvm\.(fabs|fma|fmuladd|min\w*|max\w*)\.v", call)
     assert re.search(rf"fdiv contract <\d+ x {word}>", code)
 
 
