@@ -227,8 +227,9 @@ def test_chunks_of_any_size_give_the_bits_of_one_go(cuts, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype):
-    net, x = driven(40, 2.0, T=90, B=7, dtype=dtype)
+@pytest.mark.parametrize("H", [40, 150])  # of 150 units a step is one block alone, several in 7
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(H, dtype):
+    net, x = driven(H, 2.0, T=90, B=7, dtype=dtype)
     whole = streamed(net, x)
     for b in range(7):
         alone = streamed(net, x[:, b])
@@ -238,7 +239,7 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("H", [1, 16, 50])
+@pytest.mark.parametrize("H", [1, 16, 50, 300])
 def test_the_state_is_the_one_of_the_forward_pass_to_the_bit(dtype, H):
     net, x = driven(H, 1.2, dtype=dtype)
     start = np.random.default_rng(3).normal(size=(1, 2, H)).astype(dtype)
