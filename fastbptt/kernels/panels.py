@@ -40,6 +40,11 @@ _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds litt
 # that fetches takes as long by tall tiles.
 _LOW_TO, _LOW_FETCHING_TO = (256, 128) if _WIDE2 == _WIDE3 else (0, 0)
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
+# Bytes of a product's weights, and tiles below one another, from which the next panel is fetched to
+# L2 where tiles do not fetch for L1 (WEIGHTS_AHEAD).  A forward pass of an LSTM of 1024 units, whose
+# 16 MB come from L3 at best, takes 0.97 of the time with 64 rows, 0.9 with 16 or 32, and as long
+# below 512 units; with one tile of four rows, which then fetches a line at each k, 1.2 times.
+_FAR, _FAR_TILES = 1 << 17, 3
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
 
@@ -272,6 +277,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
     more = M - (tall - 1) * count
     size = _size(soon)
     wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
+    far = WEIGHTS_AHEAD or (count >= _FAR_TILES and N * K * itemsize >= _FAR)
     j = 0
     most = _LOW_FETCHING_TO if wanted else _LOW_TO
     if _LOW_TO and most >= K:
@@ -288,7 +294,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
         if not wanted:
             # The next panel is on its way while the tiles read this one, a part of it by each:
             # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 % less.
-            ahead = shifted(w, panel * K, panel // count) if WEIGHTS_AHEAD else nowhere
+            ahead = shifted(w, panel * K, panel // count) if far else nowhere
         r = done = 0
         while done < count:
             while wanted and n == until and run < len(soon):

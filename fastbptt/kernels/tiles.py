@@ -35,8 +35,8 @@ PANELS = {1: 2, 2: 4, 3: 2} if ROWS == 8 else {1: 2, 2: 2, 3: 2}
 # Accumulators up to which the two sums over k fit in the registers side by side.
 TOGETHER = REGISTERS // 4
 # Whether weights that no one else asks for are fetched, to L1 by the tile that reads them and to L2
-# by those of the panel before.  AVX2's products wait for loads and not for caches, as far as L2 and
-# Zen 3 go: without it they run 5 to 25 % faster.
+# by those of the panel before, however many they are.  AVX2's products wait for loads and not for
+# caches, as far as L2 and Zen 3 go: without it they run 5 to 25 % faster.
 WEIGHTS_AHEAD = REGISTERS == 32
 # Elements of a single row that come with one load, for shuffles to spread.  Where one FMA begins in
 # a cycle, so does one load: a load for each k took the place of a weight, and a product of 64 by 64
