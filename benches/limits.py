@@ -16,9 +16,10 @@ from cases import CORES, Case
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
 from fastbptt.kernels.memory import aligned
-from fastbptt.kernels.panels import BLOCK
 from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
+from fastbptt.kernels.slots import shareable
 from fastbptt.kernels.tiles import ROWS, tile
+from fastbptt.layers import MEMBER_BYTES
 
 
 def _own_cache(level: int, usual: int) -> int:
@@ -193,13 +194,9 @@ class Source(NamedTuple):
 
 
 def sharers(case: Case, threads: int) -> int:
-    """Threads that take part in a step: one for each sequence, or a team, see `layers`.
-
-    A team is where each of more members than sequences has 64 KB of W_hh, and the units are more
-    than a block.
-    """
-    members = min(threads, case.weights >> 16)
-    team = BLOCK * lanes(case.dtype) < case.H and members > case.B
+    """Threads that take part in a step: one for each sequence, or a team, see `layers`."""
+    members = min(threads, case.weights // MEMBER_BYTES)
+    team = shareable(case.H, case.dtype) and members > case.B
     return members if team else min(threads, case.B)
 
 

@@ -12,8 +12,9 @@ from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
 from .kernels.memory import aligned, bring_back, pieces, taken
-from .kernels.panels import BLOCK, GRADIENT_ROWS, gradient_scratch
-from .kernels.simd import lanes
+from .kernels.panels import GRADIENT_ROWS, gradient_scratch
+from .kernels.simd import REGISTERS
+from .kernels.slots import shareable
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team, board, close, incomplete
 from .sequences import Sequences
@@ -29,11 +30,14 @@ _CHUNKS_AHEAD = 2
 # several threads a call is a hand-over of 0.1 ms: calls a quarter as long took two 1 to 8 % more.
 _CALL = 4e9
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
-# Of W_hh for each member of a team: half a microsecond of reading it from L2.  A barrier of two
-# takes 0.05 us, and to fetch the other's part of h another 0.1.  With 24 KB (a GRU of 64 units) two
-# members took 0.75 us a step and one 0.60.  Where there are rows enough for all threads a team does
-# not pay: at B = 64, H = 1024 an LSTM ran at 103 GFLOP/s on shared units, at 162 on shared rows.
-_MEMBER_BYTES = 1 << 16
+# Of W_hh for each member of a team.  A barrier of two takes 0.05 us, and to fetch the other's part
+# of h another 0.1, as long as to read 16 KB from L2: with AVX2 two members of 32 KB (an LSTM of 64
+# units) take 0.85 us a step and one 1.04, two of 24 KB (a GRU) 0.65 to 0.8 and one 0.75, of 18 KB
+# 1.1 times as long as one.  With AVX-512 the rest of a step is shorter: of 24 KB 0.75 us and one
+# 0.60.  Where two cores are far apart, as those of a virtual machine are for moments, a barrier
+# takes four times as long.  Where there are rows enough for all threads a team does not pay: at
+# B = 64, H = 1024 an LSTM ran at 103 GFLOP/s on shared units, at 162 on shared rows.
+MEMBER_BYTES = (32 if REGISTERS == 16 else 64) << 10
 
 
 class _Others:
@@ -85,9 +89,10 @@ def _unit_members(threads: int, layer: Layer, N: int) -> int:
     A team pays where there are more threads than sequences, where what a member reads of W_hh at
     each step takes longer than the barrier, and where its cores are its own.
     """
-    if threads <= N or N == 0 or layer.sizes.Hp <= BLOCK * lanes(layer.dtype) or _others.expected():
+    wanted = threads > N > 0 and shareable(layer.sizes.Hp, layer.dtype)
+    if not wanted or _others.expected():
         return 0
-    members = min(threads, layer.cell.w_hh.nbytes // _MEMBER_BYTES)
+    members = min(threads, layer.cell.w_hh.nbytes // MEMBER_BYTES)
     return members if members > N else 0
 
 

@@ -12,7 +12,8 @@ import fastbptt as fb
 from fastbptt import layers, threads
 from fastbptt.kernels import gradients, sweeps, team
 from fastbptt.kernels.jit import kernel
-from fastbptt.kernels.panels import TURNED
+from fastbptt.kernels.panels import BLOCK, TURNED, VECTORS
+from fastbptt.kernels.simd import lanes
 from fastbptt.sequences import Sequences
 
 
@@ -146,9 +147,9 @@ def test_each_row_of_a_gradient_has_one_member(heights):
 
 @pytest.fixture
 def teams(monkeypatch):
-    """The sizes of the teams that sweeps were given; every net of more than a block has one."""
+    """The sizes of the teams that sweeps were given; every net of `shareable` units has one."""
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
-    monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
+    monkeypatch.setattr(layers, "MEMBER_BYTES", 1)
     monkeypatch.setattr(layers, "_others", layers._Others())
     monkeypatch.setattr(layers._Others, "SECONDS", 0.0)  # those that part are followed by others
     sizes = []
@@ -166,7 +167,7 @@ def teams(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("B", "H"), [(1, 150), (1, 257), (2, 131)])
+@pytest.mark.parametrize(("B", "H"), [(1, 64), (1, 150), (1, 257), (2, 131)])
 def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
     rng = np.random.default_rng(0)
     net = getattr(fb, kind)(5, H, dtype=dtype, rng=0, **options)
@@ -188,6 +189,14 @@ def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
         for one, many in zip(alone, work(), strict=True):
             np.testing.assert_array_equal(one, many)
     assert {B + 1, 7} <= set(teams)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_of_units_within_a_block_whole_panels_are_shared(dtype, teams):
+    width = lanes(dtype)
+    for registers, members in ((VECTORS + 1, 0), (2 * VECTORS, 2), (BLOCK + 1, 2)):
+        layer = fb.GRU(4, registers * width, dtype=dtype).weights.layers[0]
+        assert layers._unit_members(2, layer, 1) == members
 
 
 class Clock:

@@ -41,9 +41,9 @@ _LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds litt
 _LOW_TO, _LOW_FETCHING_TO = (256, 128) if _WIDE2 == _WIDE3 else (0, 0)
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 # Bytes of a product's weights, and tiles below one another, from which the next panel is fetched to
-# L2 where tiles do not fetch for L1 (WEIGHTS_AHEAD).  A forward pass of an LSTM of 1024 units, whose
-# 16 MB come from L3 at best, takes 0.97 of the time with 64 rows, 0.9 with 16 or 32, and as long
-# below 512 units; with one tile of four rows, which then fetches a line at each k, 1.2 times.
+# L2 where tiles do not fetch for L1 (WEIGHTS_AHEAD).  A forward pass of an LSTM of 1024 units, its
+# 16 MB from L3 at best, takes 0.97 of the time with 64 rows, 0.9 with 16 or 32, and as long below
+# 512 units; with one tile of four rows, which then fetches a line at each k, 1.2 times.
 _FAR, _FAR_TILES = 1 << 17, 3
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
@@ -61,18 +61,19 @@ class Packed(NamedTuple):
     panels: Any  # `rows` that begin with the first panel, a panel apart
     K: int
     back: int  # 1 if one row is to begin with the last panels: see `to_and_fro`
+    apart: int  # 1 if slots are never multiplied as one matrix: see `slots.slots_apart`
 
 
 @kernel(part=True, inlined=True)
 def packed(weights, offset, K):
     """The panels of K inputs from flat element `offset` of an array on."""
-    return Packed(rows(weights, offset, VECTORS * lanes_of(weights) * K), K, 0)
+    return Packed(rows(weights, offset, VECTORS * lanes_of(weights) * K), K, 0, 0)
 
 
 @kernel(part=True, inlined=True)
 def from_output(W, j):
     """W without the outputs before j, which begins a panel."""
-    return Packed(shifted(W.panels, j * W.K, W.panels[1]), W.K, W.back)
+    return Packed(shifted(W.panels, j * W.K, W.panels[1]), W.K, W.back, W.apart)
 
 
 @kernel(part=True, inlined=True)
@@ -81,7 +82,7 @@ def to_and_fro(W, back):
 
     A loop over time that goes to and fro finds in L1 what the last step left there.
     """
-    return Packed(W.panels, W.K, back)
+    return Packed(W.panels, W.K, back, W.apart)
 
 
 def gradient_scratch(dtype: Any) -> tuple[int, ...]:

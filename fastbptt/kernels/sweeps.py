@@ -35,7 +35,7 @@ from .simd import (
     rows,
     shifted,
 )
-from .slots import active, matmul_steps, row_slots_matmul, slots_matmul
+from .slots import active, matmul_steps, row_slots_matmul, slots_apart, slots_matmul
 from .team import barrier, join, meet, part
 
 # Of few sequences, what a step back reads is fetched a step before, where all of it is more bytes
@@ -124,7 +124,7 @@ def _fetch_before(dy, m, starts, t, some, units):
 def forward(cell, m, starts, span, team):
     """m.h (and c, a) of the steps t0 .. t1-1 from state t0 and m.x; `span` is (t0, t1, b0, b1).
 
-    A team of several shares all of m, and its Hp is more than one block (`slots_matmul`).
+    A team of several shares all of m, whose units are `slots.shareable`.
     Subnormal results are 0.
     """
     number, members = join(team)
@@ -141,8 +141,8 @@ def forward(cell, m, starts, span, team):
     block = BLOCK * width
     last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
-    w_ih, bias = packed(cell.w_ih, 0, I), rows(cell.bias, 0, 0)
-    w_gate = packed(cell.w_hh, 0, H)
+    w_ih, bias = slots_apart(packed(cell.w_ih, 0, I), members > 1), rows(cell.bias, 0, 0)
+    w_gate = slots_apart(packed(cell.w_hh, 0, H), members > 1)
     w_hh = from_output(w_gate, (n.gate - n.first) * Hp)
     mixed = max(n.gate, min(n.x, n.last))  # the first slot of h's alone
     w_alone = from_output(w_gate, (mixed - n.first) * Hp)
