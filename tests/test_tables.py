@@ -32,7 +32,8 @@ def limits(table, monkeypatch):
     capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
     assert capacity.keys() == limits.CAPACITY.keys()
     monkeypatch.setattr(limits, "CAPACITY", capacity)
-    monkeypatch.setattr(limits, "lanes", lambda dtype: 64 // np.dtype(dtype).itemsize)
+    monkeypatch.setattr(limits, "MEMBER_BYTES", 32 << 10)
+    monkeypatch.setattr(limits, "shareable", lambda H, dtype: H != 80)
     return limits
 
 
@@ -231,10 +232,11 @@ def test_a_step_has_the_arithmetic_of_those_who_take_part_in_it(table):
         (1, 64, "rnn", 1, 1, 16 << 10, "L1", ""),
         (1, 64, "rnn", 2, 1, 16 << 10, "L1", ""),
         (32, 64, "rnn", 2, 2, 16 << 10, "L1", ""),
-        (1, 64, "lstm", 2, 1, 64 << 10, "L2", "L1"),
-        (1, 128, "lstm", 2, 1, 256 << 10, "L2", "L1"),
+        (1, 64, "gru", 2, 1, 48 << 10, "L2", "L1"),
+        (1, 64, "lstm", 2, 2, 32 << 10, "L2", "L1"),
+        (1, 80, "lstm", 2, 1, 100 << 10, "L2", "L1"),
         (1, 256, "rnn", 2, 2, 128 << 10, "L2", "L1"),
-        (1, 256, "rnn", 8, 4, 64 << 10, "L2", "L1"),
+        (1, 256, "rnn", 16, 8, 32 << 10, "L2", "L1"),
         (2, 64, "rnn", 4, 2, 16 << 10, "L1", ""),
         (2, 256, "lstm", 2, 2, 1 << 20, "L3", "L2"),
         (1, 256, "lstm", 1, 1, 1 << 20, "L3", "L2"),
@@ -262,6 +264,7 @@ def test_what_limits_a_case_is_measured_of_those_that_share_a_step(limits, monke
     monkeypatch.setattr(limits, "LEVELS", {"L1": 8 << 10, "L2": 512 << 10})
     monkeypatch.setattr(limits, "fma_peak", lambda dtype, threads, _: (dtype, threads))
     monkeypatch.setattr(limits, "curve_rate", lambda dtype, threads, _: (dtype, threads))
+    monkeypatch.setattr(limits, "shareable", lambda H, dtype: False)
     for B, sharers in ((1, 1), (2, 2)):
         found = limits.of_case(cases.Case("forward", 100, B, 32, 64, cell="lstm"), 2)
         assert found["gflops"] == ("float32", 2)
