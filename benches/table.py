@@ -521,8 +521,7 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     parts = [
         f"Measured on {brand}, {machine['cores']} cores, {machine['system']}, Python "
         f"{machine['python_version']}, {versions}, with {runs}. "
-        "All libraries take turns in every round, each in a process pinned to its threads, the "
-        "others' standing still in one's turn: calls "
+        "All libraries take turns in every round, each in a process pinned to its threads: calls "
         f"that are not timed, then calls for {1000 * TURN:.0f} ms, or one that takes longer, whose "
         f"median is the time of the turn. A time is the median over the {span} rounds of a row, a "
         "ratio the median over its rounds of the peer's time over ours in the same round, above 1 "
