@@ -46,10 +46,11 @@ class _Others:
     A member whose core another program has holds all of them up at each step: where one had one of
     two cores, a train step of one sequence of 256 units took a team 16 us and one thread 8.  So
     where two calls on end were held up, one thread works alone for some time.  Beside a program of
-    the lowest priority one call in ten is, and there a team pays.
+    the lowest priority one call in ten is, and there a team pays.  Other libraries' threads, which
+    spin for some ms after their last call, soon sleep: the more calls on end, the longer alone.
     """
 
-    SECONDS = 0.1
+    SECONDS = 0.1  # at most, from the sixth call on; a sixteenth of it after two
     SHARE = 0.25  # of a call: what a team gains is a third and more
     # Elsewhere nobody naps, and Windows counts a thread's time in ticks of 16 ms.
     SEEN = os.name == "posix"
@@ -67,7 +68,7 @@ class _Others:
         held_up = incomplete(board) or (self.SEEN and elapsed - own > self.SHARE * elapsed)
         self._calls = self._calls + 1 if held_up else 0
         if self._calls >= 2:
-            self._until = time.monotonic() + self.SECONDS
+            self._until = time.monotonic() + self.SECONDS / 2 ** max(0, 6 - self._calls)
 
     def expected(self) -> bool:
         """Whether a team would be held up again."""
@@ -248,8 +249,8 @@ class LayerPass:
         # no later steps have more rows
         threads = available(self._cost(layer, sequences, 0, min(call, T)))
         members = _unit_members(threads, layer, N)
-        # members without a sequence would wait for the weight gradients: of one sequence of 64 or
-        # 128 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
+        # members without a sequence would only have a part of the weight gradients: of one of 64
+        # units and 1000 steps two threads take 0.97 to 1.1 times as long as one
         by_units, threads = members > 0, members or max(1, min(threads, N))
         # of calls with as many steps again and again, or nearly, all but the first find it ready
         most = 1 << (T - 1).bit_length()

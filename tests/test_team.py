@@ -167,7 +167,7 @@ def teams(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("B", "H"), [(1, 64), (1, 150), (1, 257), (2, 131)])
+@pytest.mark.parametrize(("B", "H"), [(1, 32), (1, 64), (2, 64), (1, 150), (1, 257), (2, 131)])
 def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
     rng = np.random.default_rng(0)
     net = getattr(fb, kind)(5, H, dtype=dtype, rng=0, **options)
@@ -251,6 +251,22 @@ def test_after_two_calls_held_up_one_thread_works_alone_for_some_time(clock, how
     assert call(True) == 0  # one more is enough
     clock.now += others.SECONDS
     assert [call(held_up) for held_up in (False, True)] == [2, 2]
+
+
+def test_the_more_calls_are_held_up_the_longer_one_thread_works_alone(clock):
+    others = layers._others
+
+    def alone(how):
+        call_of_a_team(clock, how)
+        begun = clock.now
+        while others.expected():
+            clock.now += others.SECONDS / 64
+        return (clock.now - begun) / others.SECONDS
+
+    shares = [0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1]
+    assert [alone("parts") for _ in shares] == pytest.approx(shares, abs=1 / 32)
+    assert alone("together") == 0
+    assert [alone("parts") for _ in range(2)] == pytest.approx(shares[:2], abs=1 / 32)
 
 
 def test_a_call_that_raises_says_nothing_of_others(clock):

@@ -295,7 +295,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
         if not wanted:
             # The next panel is on its way while the tiles read this one, a part of it by each:
             # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 % less.
-            ahead = shifted(w, panel * K, panel // count) if far else nowhere
+            ahead = shifted(w, panel * K, (panel + count - 1) // count) if far else nowhere
         r = done = 0
         while done < count:
             while wanted and n == until and run < len(soon):

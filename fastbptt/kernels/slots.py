@@ -49,8 +49,9 @@ def row_slots_matmul(A, W, count, units, S, C):
 def slots_matmul(A, M, W, count, units, S, C, soon):
     """C = S + A W' for M rows and some units of `count` slots, W those slots as they are packed.
 
-    `units` are (Hp, j0, j1): of each slot's Hp those from j0 to j1-1.  With rows enough the first
-    product fetches `soon`, see `panels.rows_matmul`.
+    `units` are (Hp, j0, j1): of each slot's Hp those from j0 to j1-1, but all of them within one
+    block unless W is `slots_apart`.  With rows enough the first product fetches `soon`, see
+    `panels.rows_matmul`.
     """
     if M == 1:
         row_slots_matmul(A, W, count, units, S, C)
