@@ -16,10 +16,10 @@ from cases import CORES, Case
 from fastbptt.kernels import elementary
 from fastbptt.kernels.lines import line
 from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.panels import padded
 from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
-from fastbptt.kernels.slots import shareable
 from fastbptt.kernels.tiles import ROWS, tile
-from fastbptt.layers import MEMBER_BYTES
+from fastbptt.layers import members_by_units
 
 
 def _own_cache(level: int, usual: int) -> int:
@@ -195,9 +195,9 @@ class Source(NamedTuple):
 
 def sharers(case: Case, threads: int) -> int:
     """Threads that take part in a step: one for each sequence, or a team, see `layers`."""
-    members = min(threads, case.weights // MEMBER_BYTES)
-    team = shareable(case.H, case.dtype) and members > case.B
-    return members if team else min(threads, case.B)
+    dtype = np.dtype(case.dtype)
+    members = members_by_units(threads, case.B, case.weights, padded(case.H, dtype), dtype)
+    return members or min(threads, case.B)
 
 
 def source(case: Case, threads: int) -> Source:

@@ -37,7 +37,7 @@ _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 # 0.60.  Where two cores are far apart, as those of a virtual machine are for moments, a barrier
 # takes four times as long.  Where there are rows enough for all threads a team does not pay: at
 # B = 64, H = 1024 an LSTM ran at 103 GFLOP/s on shared units, at 162 on shared rows.
-MEMBER_BYTES = (32 if REGISTERS == 16 else 64) << 10
+_MEMBER_BYTES = (32 if REGISTERS == 16 else 64) << 10
 
 
 class _Others:
@@ -84,17 +84,21 @@ def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
 
 
-def _unit_members(threads: int, layer: Layer, N: int) -> int:
-    """Members of a team that shares the units of N sequences; 0 where each has sequences.
+def members_by_units(threads: int, N: int, W_bytes: int, Hp: int, dtype: np.dtype) -> int:
+    """Members of a team that shares the Hp units, and W_bytes of W_hh, of N sequences, or 0.
 
-    A team pays where there are more threads than sequences, where what a member reads of W_hh at
-    each step takes longer than the barrier, and where its cores are its own.
+    A team pays where there are more threads than sequences, and where what a member reads of W_hh
+    at each step takes longer than the barrier.
     """
-    wanted = threads > N > 0 and shareable(layer.sizes.Hp, layer.dtype)
-    if not wanted or _others.expected():
-        return 0
-    members = min(threads, layer.cell.w_hh.nbytes // MEMBER_BYTES)
+    members = min(threads, W_bytes // _MEMBER_BYTES) if shareable(Hp, dtype) else 0
     return members if members > N else 0
+
+
+def _unit_members(threads: int, layer: Layer, N: int) -> int:
+    """`members_by_units` of a layer, if the cores are likely to be their own."""
+    if N == 0 or _others.expected():
+        return 0
+    return members_by_units(threads, N, layer.cell.w_hh.nbytes, layer.sizes.Hp, layer.dtype)
 
 
 def _together(work: Callable[[int, Team], None], members: int, by_units: bool = True) -> None:

@@ -149,7 +149,7 @@ def test_each_row_of_a_gradient_has_one_member(heights):
 def teams(monkeypatch):
     """The sizes of the teams that sweeps were given; every net of `shareable` units has one."""
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
-    monkeypatch.setattr(layers, "MEMBER_BYTES", 1)
+    monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
     monkeypatch.setattr(layers, "_others", layers._Others())
     monkeypatch.setattr(layers._Others, "SECONDS", 0.0)  # those that part are followed by others
     sizes = []

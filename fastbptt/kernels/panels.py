@@ -42,8 +42,9 @@ _LOW_TO, _LOW_FETCHING_TO = (256, 128) if _WIDE2 == _WIDE3 else (0, 0)
 FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 # Bytes of a product's weights, and tiles below one another, from which the next panel is fetched to
 # L2 where tiles do not fetch for L1 (WEIGHTS_AHEAD).  A forward pass of an LSTM of 1024 units, its
-# 16 MB from L3 at best, takes 0.97 of the time with 64 rows, 0.9 with 16 or 32, and as long below
-# 512 units; with one tile of four rows, which then fetches a line at each k, 1.2 times.
+# 16 MB from L3 at best, takes 0.96 of the time with 64 rows, 0.94 with 16 or 32, of two threads
+# 0.90, and as long below 512 units; with one tile of four rows, which then fetches a line at each
+# k, 1.2 times.
 _FAR, _FAR_TILES = 1 << 17, 3
 _MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
 copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
