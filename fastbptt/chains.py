@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checks
 from .kernels import chain as kernels
-from .kernels.memory import aligned, pieces
+from .kernels.memory import Pieces, aligned, pieces
 
 _AT_ONCE = 1 << 20  # numbers of Jacobians whose norms are bounded in one go
 
@@ -234,7 +234,7 @@ class CompiledChain(Chain):
 
     def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
         """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
-        after, a = pieces(self.dtype, (now.shape, (len(now), wide)))
+        after, a = pieces(Pieces(self.dtype, (now.shape, (len(now), wide))))
         return after, a
 
     def _run(

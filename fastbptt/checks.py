@@ -144,6 +144,8 @@ def read_only(y: np.ndarray) -> np.ndarray:
     Inputs reach the kernels as such, all of them: Numba would compile a kernel once for arrays that
     may be written and once more for those that may not.
     """
+    if not y.flags.writeable:
+        return y
     view = y.view()
     view.setflags(write=False)
     return view

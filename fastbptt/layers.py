@@ -11,7 +11,7 @@ import numpy as np
 from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
-from .kernels.memory import aligned, bring_back, pieces, taken
+from .kernels.memory import Pieces, aligned, bring_back, pieces, taken
 from .kernels.panels import GRADIENT_ROWS, gradient_scratch
 from .kernels.simd import REGISTERS
 from .kernels.slots import shareable
@@ -131,20 +131,27 @@ def _scratch(
     steps: int,
     dense: bool,
     threads: int,
-) -> tuple[tuple[int, ...], ...]:
-    """The shapes of dh, dc and da, and of what the `Sums` of each thread write to.
+) -> Pieces:
+    """Of dh, dc and da, and of what the `Sums` of each thread write to.
 
     For a backward pass over N sequences of up to T steps, a state of so many parts, chunks of
     `steps`.
     """
     held = 1 if threads == 1 else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
-    return (
+    shapes = (
         state,
         state if parts == 2 else (0, sizes.Hp),
         (min(held * steps, T) * N, sizes.wide),
-        *(before, gradient_scratch(dtype), sizes.gradients[2]) * threads,
+        *(before, gradient_scratch(dtype), sizes.gradients.places[2][0]) * threads,
     )
+    return Pieces(dtype, shapes)
+
+
+@lru_cache
+def _chunk(rows: int, wide: int, dtype: np.dtype) -> Pieces:
+    """Of `a`, where a forward pass keeps a chunk alone."""
+    return Pieces(dtype, ((rows, wide),))
 
 
 @lru_cache
@@ -187,20 +194,19 @@ class LayerPass:
         self._steps = _chunk_steps(N, sizes.wide, dtype)
 
         def run(t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
-            some = max(1, CHUNK_ROWS // (b1 - b0)) * N
-            shapes = ((some, sizes.wide),)
-            working = [a] if kept else taken(dtype, shapes)
+            chunk = _chunk(max(1, CHUNK_ROWS // (b1 - b0)) * N, sizes.wide, dtype)
+            working = [a] if kept else taken(chunk)
             memory, span = Memory(x, h, c, working[0], kept), (t0, t1, b0, b1)
 
             def work(_: int, team: Team) -> None:
-                forward(cell, memory, starts, span, team)
+                forward(cell, tuple(memory), starts, span, tuple(team))
 
             if members == 1:
                 work(0, ALONE)
             else:
                 _together(work, members)
             if not kept:
-                bring_back(dtype, shapes, working)
+                bring_back(chunk, working)
 
         call = self._call_steps(layer, N, T)
         for t0 in range(0, T, call):
@@ -252,18 +258,18 @@ class LayerPass:
         call = self._call_steps(layer, N, T, work=2)
         # no later steps have more rows
         threads = available(self._cost(layer, sequences, 0, min(call, T)))
-        members = _unit_members(threads, layer, N)
+        members = _unit_members(threads, layer, N) if threads > 1 else 0
         # members without a sequence would only have a part of the weight gradients: of one of 64
         # units and 1000 steps two threads take 0.97 to 1.1 times as long as one
         by_units, threads = members > 0, members or max(1, min(threads, N))
         # of calls with as many steps again and again, or nearly, all but the first find it ready
         most = 1 << (T - 1).bit_length()
-        shapes = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
+        needed = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
         # brought back when this layer is done: nothing that is returned may look at it
-        dh, dc, chunk, *scratch = working = taken(dtype, shapes)
-        for part, given in zip((dh, dc)[:parts], d_state, strict=False):
-            sequences.ended(given, part)
-        sequences.add_last(dy, dh)
+        dh, dc, chunk, *scratch = working = taken(needed)
+        sequences.ended(d_state[0], dh, dy)
+        if parts == 2:
+            sequences.ended(d_state[1], dc)
         dx = aligned((S, sizes.Ip), dtype) if input_gradient else _none(sizes.Ip, dtype)
         step_h = step_c = _none(sizes.Hp, dtype)
         if per_step:
@@ -271,13 +277,13 @@ class LayerPass:
             step_c = aligned((S, sizes.Hp), dtype) if parts == 2 else step_c
         d = Adjoints(checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
 
-        dw_ih, dw_hh, db = pieces(dtype, sizes.gradients, zeros=True)
+        dw_ih, dw_hh, db = pieces(sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
         sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
         memory, cell = Memory(self.x, self.h, self.c, self._a, self._kept), layer.adjoint_cell
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
-            descend(cell, memory, d, sums[i], starts, span, team)
+            descend(cell, tuple(memory), tuple(d), tuple(sums[i]), starts, span, tuple(team))
 
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
@@ -288,7 +294,7 @@ class LayerPass:
             else:
                 _together(partial(work, span), threads, by_units)
         d_begun = [sequences.begun(part, H) for part in (dh, dc)[:parts]]
-        bring_back(dtype, shapes, working)
+        bring_back(needed, working)
         parameters = layer.parameter_gradients(dw_ih, dw_hh, db)
         return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
 

@@ -148,17 +148,22 @@ class Sequences:
         steps = self.lengths[self._ends]
         return states[(steps % 2 * self.N if halves else self.starts[steps]) + self._ends, :H]
 
-    def ended(self, state: np.ndarray | None, last: np.ndarray) -> None:
-        """The adjoint of `end`: last (N,width), of the last state of each piece, <- state (B,H)."""
-        self._put(state, last, slice(None) if self.dense else self._ends)
+    def ended(
+        self, state: np.ndarray | None, last: np.ndarray, rows: np.ndarray | None = None
+    ) -> None:
+        """The adjoint of `end`: last (N,width), of the last state of each piece, <- state (B,H).
 
-    def add_last(self, rows: np.ndarray, last: np.ndarray) -> None:
-        """last (N,width) += of rows (S,width) that of the last step of each piece."""
-        if not self.dense:
+        And of `rows` (S,width), if any, that of the last step of each piece is added.
+        """
+        if self.dense and self.T and rows is not None and state is None:
+            last[:] = rows[self.S - self.N :]
+            return
+        self._put(state, last, slice(None) if self.dense else self._ends)
+        if rows is not None and self.dense and self.T:
+            last += rows[self.S - self.N :]
+        elif rows is not None and not self.dense:
             pieces = np.flatnonzero(self.lengths)
             last[pieces] += rows[self.starts[self.lengths[pieces]] + pieces - self.N]
-        elif self.T:
-            last += rows[self.S - self.N :]
 
     def piece(self, b: int) -> int:
         """The one piece of sequence b; ValueError if a reset cuts it into several."""

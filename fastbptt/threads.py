@@ -174,8 +174,9 @@ def available(cost: float) -> int:
     A thread that is not the main one may be a worker of Dask or joblib, whose other workers have
     the other cores: it has no other threads.
     """
-    main = threading.get_ident() == threading.main_thread().ident
-    return get_num_threads() if cost >= _WORTH_SHARING and main else 1
+    if cost < _WORTH_SHARING or threading.get_ident() != threading.main_thread().ident:
+        return 1
+    return get_num_threads()
 
 
 def slices(weights: Sequence[float] | np.ndarray, count: int) -> list[tuple[int, int]]:

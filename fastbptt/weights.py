@@ -2,26 +2,29 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .kernels.cells import Design
-from .kernels.memory import aligned, pieces, row_stride
-from .kernels.packing import add_biases, order, pack, pack_transposed
+from .kernels.memory import Pieces, aligned, pieces, row_stride
+from .kernels.packing import order, pack_adjoint_cell, pack_cell
 from .kernels.panels import padded
 from .kernels.simd import VECTORS, lanes
 
 
-class Sizes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sizes:
     """What cell, dtype, I and H decide, found once: in a call of few steps that took a tenth."""
 
     Ip: int
     Hp: int
     wide: int  # elements of a row of `a` and da: Hp for each slot, see `row_stride`
-    cell: tuple[tuple[int], ...]  # the shapes of what `Layer.cell` packs,
-    adjoint: tuple[tuple[int], ...]  # of what `Layer.adjoint_cell` does,
-    gradients: tuple[tuple[int, ...], ...]  # and of dw_ih, dw_hh and db, by slots
+    order: tuple[Any, ...]  # an `Order`, as kernels take it
+    cell: Pieces  # what `Layer.cell` packs,
+    adjoint: Pieces  # what `Layer.adjoint_cell` does,
+    gradients: Pieces  # and dw_ih, dw_hh and db, by slots
 
 
 @functools.lru_cache
@@ -35,10 +38,18 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
         Ip,
         Hp,
         row_stride(slots.width * Hp, dtype),
-        ((of_x * Hp * I,), (of_h * Hp * H,), (bias,)),
-        ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)),
-        ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,)),
+        tuple(order(design)),
+        Pieces(dtype, ((of_x * Hp * I,), (of_h * Hp * H,), (bias,))),
+        Pieces(dtype, ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),))),
+        Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
     )
+
+
+@functools.cache
+def _no_bias(dtype: np.dtype) -> np.ndarray:
+    bias = np.empty(0, dtype)
+    bias.setflags(write=False)  # as those that there are
+    return bias
 
 
 class Layer:
@@ -65,29 +76,24 @@ class Layer:
         self.design, self.make = design, make
         self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
         self.sizes = sizes(design, self.dtype, self.input_size, self.hidden_size)
-        self._w_ih, self.w_hh, self._bias_ih, self._bias_hh = w_ih, w_hh, bias_ih, bias_hh
+        self.w_hh = w_hh
+        biases = (_no_bias(self.dtype),) * 2 if bias_ih is None else (bias_ih, bias_hh)
+        self._parameters = (w_ih, w_hh, *biases)
 
     @functools.cached_property
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use."""
-        H, how = self.hidden_size, order(self.design)
-        w_ih, w_hh, bias = pieces(self.dtype, self.sizes.cell)
-        pack(self._w_ih, how.x, how.whole, H, w_ih)
-        pack(self.w_hh, how.h, how.forward, H, w_hh)
-        bias.fill(0)
-        if self._bias_ih is not None:
-            add_biases(self._bias_ih, self._bias_hh, how.x, how.h, how.first, H, bias)
-        return self.make(w_ih, w_hh, bias)
+        return self._packed(pack_cell, self.sizes.cell)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
         """What a backward step reads: W' for each product, zeros for the bias."""
-        H, how = self.hidden_size, order(self.design)
-        w_ih, w_hh, zeros = pieces(self.dtype, self.sizes.adjoint)
-        pack_transposed(self._w_ih, how.x, how.whole, H, w_ih)
-        pack_transposed(self.w_hh, how.h, how.adjoint, H, w_hh)
-        zeros.fill(0)
-        return self.make(w_ih, w_hh, zeros)
+        return self._packed(pack_adjoint_cell, self.sizes.adjoint)
+
+    def _packed(self, pack: Callable[..., None], sizes: Pieces) -> Any:
+        panels = pieces(sizes)
+        pack(self._parameters, self.sizes.order, self.hidden_size, tuple(panels))
+        return self.make(*panels)
 
     def parameter_gradients(
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
@@ -97,15 +103,16 @@ class Layer:
 
         def in_order(y: np.ndarray, letters: str) -> np.ndarray:
             if letters == design.gates and Hp == H:
-                return np.ascontiguousarray(y[: len(letters) * H])
+                part = y[: len(letters) * H]
+                return np.ascontiguousarray(part) if y.ndim == 2 else part.copy()
             starts = [letters.index(letter) * Hp for letter in design.gates]
             return np.concatenate([y[s : s + H] for s in starts])
 
         return (
             in_order(dw_ih[:, : self.input_size], design.x_gates),
             in_order(dw_hh[:, :H], design.h_gates),
-            in_order(db.copy(), design.x_gates),
-            in_order(db[design.slots.first * Hp :].copy(), design.h_gates),
+            in_order(db, design.x_gates),
+            in_order(db[design.slots.first * Hp :], design.h_gates),
         )
 
 

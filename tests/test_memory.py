@@ -81,7 +81,8 @@ def test_no_more_is_kept_than_is_said(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     shapes = ((3, 5), (0, 7), SHAPE, (1,))
-    arrays = memory.pieces(dtype, shapes)
+    wanted = memory.Pieces(dtype, shapes)
+    arrays = memory.pieces(wanted)
     assert [(one.shape, one.dtype) for one in arrays] == [(shape, dtype) for shape in shapes]
     assert all(one.ctypes.data % 64 == 0 for one in arrays if one.size)
     for i, one in enumerate(arrays):
@@ -90,20 +91,20 @@ def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     last = arrays.pop()
     del arrays, one
     gc.collect()
-    for other in memory.pieces(dtype, shapes):
+    for other in memory.pieces(wanted):
         other.fill(9)
     assert last[0] == 3
     address = last.ctypes.data
     del last, other
     gc.collect()
-    again = [memory.pieces(dtype, shapes)[-1] for _ in range(2)]
+    again = [memory.pieces(wanted)[-1] for _ in range(2)]
     assert address in [one.ctypes.data for one in again]
 
 
 def test_pieces_of_zeros_in_memory_that_is_used_again():
-    shapes = ((3, 5), SHAPE)
+    wanted = memory.Pieces(np.float32, ((3, 5), SHAPE))
     for _ in range(2):
-        arrays = memory.pieces(np.float32, shapes, zeros=True)
+        arrays = memory.pieces(wanted, zeros=True)
         assert not any(one.any() for one in arrays)
         for one in arrays:
             one.fill(9)
@@ -143,25 +144,24 @@ def test_calls_of_other_numbers_of_steps_find_work_memory_ready():
 
 
 def test_work_memory_is_one_call_s_at_a_time_and_goes_when_it_is_released():
-    dtype, shapes = np.dtype(np.float32), ((3, 5), SHAPE)
-    first, second = (memory.taken(dtype, shapes) for _ in range(2))
+    wanted = memory.Pieces(np.float32, ((3, 5), SHAPE))
+    first, second = (memory.taken(wanted) for _ in range(2))
     assert first[1].ctypes.data != second[1].ctypes.data
-    memory.bring_back(dtype, shapes, first)
-    assert memory.taken(dtype, shapes) is first
-    assert memory.taken(dtype, shapes) is not first
-    memory.bring_back(dtype, shapes, second)
+    memory.bring_back(wanted, first)
+    assert memory.taken(wanted) is first
+    assert memory.taken(wanted) is not first
+    memory.bring_back(wanted, second)
     del first
     assert memory._idle
     fb.release_memory()
     assert not memory._idle
-    assert memory.taken(dtype, shapes) is not second
+    assert memory.taken(wanted) is not second
 
 
 def test_no_more_work_memory_is_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(memory, "_MOST_SPARE", 4 * SHAPE[0] * SHAPE[1])
-    dtype = np.dtype(np.float32)
     for rows in range(SHAPE[0] - 30, SHAPE[0] + 9):  # up to 300 of them are few enough
-        shapes = ((rows, SHAPE[1]),)
-        memory.bring_back(dtype, shapes, memory.taken(dtype, shapes))
-    kept = [shapes[0][0] for _, shapes in memory._spare]
+        wanted = memory.Pieces(np.float32, ((rows, SHAPE[1]),))
+        memory.bring_back(wanted, memory.taken(wanted))
+    kept = [wanted.places[0][0][0] for wanted in memory._spare]
     assert kept == [SHAPE[0] - n for n in reversed(range(memory._SPARE_SETS))]

@@ -26,12 +26,18 @@ from fastbptt.kernels.simd import VECTORS, lanes, rows
 DTYPES = (np.float32, np.float64)
 
 
+@kernel
+def packing(W, gates, cuts, H, panels):
+    """`pack`, which is a part of other kernels."""
+    pack(W, gates, cuts, H, panels)
+
+
 def panels_of(W):
     """The panels of one matrix (N,K)."""
     N, K = W.shape
     panels = aligned((padded(N, W.dtype) * K,), W.dtype)
     gates, cuts = np.array([0]), np.array([0, 1])
-    pack(np.ascontiguousarray(W), gates, cuts, N, panels)
+    packing(np.ascontiguousarray(W), gates, cuts, N, panels)
     return panels
 
 

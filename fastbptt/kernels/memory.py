@@ -4,7 +4,6 @@ What the allocator gives back to the system comes again page by page, each fille
 B = 1, H = 64 that was a third of a train step.
 """
 
-import functools
 import math
 import weakref
 from ctypes import addressof, c_char
@@ -41,7 +40,7 @@ class _Owner(weakref.ref):
 # Each operation on a dict is atomic: no lock, and safe to fork.
 _used: dict[int, _Owner] = {}  # by the owners' ids
 _idle: dict[int, _Owner] = {}
-_spare: dict[tuple[np.dtype, tuple[tuple[int, ...], ...]], list[Any]] = {}
+_spare: dict["Pieces", list[Any]] = {}
 
 
 def _give_back(owner: _Owner) -> None:
@@ -110,44 +109,55 @@ def row_stride(elements: int, dtype: np.dtype) -> int:
     return elements + line if elements * dtype.itemsize % _PERIOD == 0 else elements
 
 
-@functools.lru_cache
-def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[int], int]:
-    """Where each of `pieces` begins, and where the last one ends, in bytes."""
-    starts, end = [], 0
-    for shape in shapes:
-        starts.append(end)
-        end += -(-math.prod(shape) * itemsize // _LINE) * _LINE
-    return starts, end
+class Pieces:
+    """The shapes of arrays that are made together, and where in their memory each begins.
+
+    A key of what is kept for the next calls, whose hash is found once: a tuple's is not kept.
+    """
+
+    __slots__ = ("_hash", "bytes", "dtype", "places")
+
+    def __init__(self, dtype: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.dtype, self.bytes = np.dtype(dtype), 0
+        self.places: list[tuple[tuple[int, ...], int]] = []
+        for shape in shapes:
+            self.places.append((shape, self.bytes))
+            self.bytes += -(-math.prod(shape) * self.dtype.itemsize // _LINE) * _LINE
+        self._hash = hash((self.dtype, shapes))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pieces):
+            return NotImplemented
+        return self.dtype == other.dtype and self.places == other.places
 
 
-def pieces(dtype: Any, shapes: tuple[tuple[int, ...], ...], zeros: bool = False) -> list[Any]:
+def pieces(wanted: Pieces, zeros: bool = False) -> list[Any]:
     """Arrays as `aligned` makes them, or of zeros, in one allocation.
 
     An allocation is most of what a short call takes.  None is given back before all are.
     """
-    dtype = np.dtype(dtype)
-    starts, end = _places(dtype.itemsize, shapes)
-    memory, begin = _room(end)
+    memory, begin = _room(wanted.bytes)
     if zeros:
         memory.fill(0)
-    return [
-        np.ndarray(shape, dtype, memory, begin + start)
-        for shape, start in zip(shapes, starts, strict=True)
-    ]
+    dtype = wanted.dtype
+    return [np.ndarray(shape, dtype, memory, begin + start) for shape, start in wanted.places]
 
 
-def taken(dtype: np.dtype, shapes: tuple[tuple[int, ...], ...]) -> list[Any]:
+def taken(wanted: Pieces) -> list[Any]:
     """`pieces`, for work alone: if there are some that were brought back, those.
 
     To make them anew was a twelfth of a train step of few units and steps.
     """
-    return _spare.pop((dtype, shapes), None) or pieces(dtype, shapes)
+    return _spare.pop(wanted, None) or pieces(wanted)
 
 
-def bring_back(dtype: np.dtype, shapes: tuple[tuple[int, ...], ...], arrays: list[Any]) -> None:
+def bring_back(wanted: Pieces, arrays: list[Any]) -> None:
     """Keep for the next call the arrays `taken`, which no one must look at any more."""
-    if _places(dtype.itemsize, shapes)[1] <= _MOST_SPARE:
-        _spare[dtype, shapes] = arrays
+    if wanted.bytes <= _MOST_SPARE:
+        _spare[wanted] = arrays
     while len(_spare) > _SPARE_SETS:
         for oldest in list(_spare)[:1]:
             _spare.pop(oldest, None)

@@ -1,7 +1,7 @@
 """A cell's weights, packed into the panels that its products read (kernels/panels.py, slots.py).
 
-A kernel packs all gates of a matrix: slices, and a call for each, made new weights of a plain net
-of 64 units take as long as 60 of its steps.
+One kernel packs all that a pass reads: slices, and a call for each gate, made new weights of a
+plain net of 64 units take as long as 60 of its steps, and a call for each matrix as 8.
 """
 
 import functools
@@ -41,7 +41,7 @@ def order(design: Design) -> Order:
     return Order(x, h, slots.first, *(np.array(each) for each in cuts))
 
 
-@kernel
+@kernel(part=True)
 def pack(weights, gates, cuts, H, panels):
     """Weights (G·H,K), whose `gates` the slots get, -> flat panels, padded(H)·K for each slot.
 
@@ -68,7 +68,7 @@ def pack(weights, gates, cuts, H, panels):
                     panels[origin + k * wide + i] = weights[i0 + i, k] if unit + i < H else 0
 
 
-@kernel
+@kernel(part=True)
 def pack_transposed(weights, gates, cuts, H, panels):
     """The panels of W' (K,slots·Hp) of each product; zeros from H to Hp = padded(H).
 
@@ -98,16 +98,31 @@ def pack_transposed(weights, gates, cuts, H, panels):
 
 
 @kernel
-def add_biases(bias_ih, bias_hh, x, h, first, H, bias):
-    """bias (slots·Hp,) += in each slot the biases (G·H,) of what is added up there.
+def pack_cell(parameters, order, H, panels):
+    """What a step reads: panels of W_ih and W_hh, and of each slot the sum of its biases.
 
-    x, h and first are those of an `Order`.
+    `parameters` are W_ih (G·H,I), W_hh (G·H,H) and the biases (G·H,), none of them if they are 0;
+    `order` is a tuple of `Order`'s.
     """
+    (w_ih, w_hh, bias_ih, bias_hh), how, (to_ih, to_hh, bias) = parameters, Order(*order), panels
+    pack(w_ih, how.x, how.whole, H, to_ih)
+    pack(w_hh, how.h, how.forward, H, to_hh)
     width = lanes_of(bias)
     Hp = (H + width - 1) // width * width
-    for slot in range(x.size):
-        for i in range(H):
-            bias[slot * Hp + i] += bias_ih[x[slot] * H + i]
-    for slot in range(h.size):
-        for i in range(H):
-            bias[(first + slot) * Hp + i] += bias_hh[h[slot] * H + i]
+    bias[:] = 0
+    if bias_ih.size > 0:
+        for slot in range(how.x.size):
+            for i in range(H):
+                bias[slot * Hp + i] += bias_ih[how.x[slot] * H + i]
+        for slot in range(how.h.size):
+            for i in range(H):
+                bias[(how.first + slot) * Hp + i] += bias_hh[how.h[slot] * H + i]
+
+
+@kernel
+def pack_adjoint_cell(parameters, order, H, panels):
+    """What a step back reads, as `pack_cell`: W' for each product, and zeros for the biases."""
+    (w_ih, w_hh, _, _), how, (to_ih, to_hh, zeros) = parameters, Order(*order), panels
+    pack_transposed(w_ih, how.x, how.whole, H, to_ih)
+    pack_transposed(w_hh, how.h, how.adjoint, H, to_hh)
+    zeros[:] = 0
