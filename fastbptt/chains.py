@@ -4,6 +4,7 @@ P(t,s) = J_t ... J_{s+1} takes the state after s steps to the state after t step
 """
 
 import abc
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from . import checks
 from .kernels import chain as kernels
 from .kernels.memory import Pieces, aligned, pieces
 
+_places = functools.lru_cache(Pieces)  # of blocks of rows: short calls are many
 _AT_ONCE = 1 << 20  # numbers of Jacobians whose norms are bounded in one go
 
 
@@ -234,7 +236,7 @@ class CompiledChain(Chain):
 
     def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
         """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
-        after, a = pieces(Pieces(self.dtype, (now.shape, (len(now), wide))))
+        after, a = pieces(_places(self.dtype, (now.shape, (len(now), wide))))
         return after, a
 
     def _run(
