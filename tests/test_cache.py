@@ -59,6 +59,15 @@ def test_an_edit_after_the_import_does_not_vouch_for_what_was_imported(copy):
     assert run(copy, **cache).stdout.split() == ["1", "0"]
 
 
+def test_numba_hears_of_a_part_only_where_code_is_compiled(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "parts")}
+    heard = 'print("_dispatcher" in vars(panels.rows_matmul))\n'
+    program = PROGRAM.replace("fb.RNN", "from fastbptt.kernels import panels\n" + heard + "fb.RNN")
+    program += heard
+    assert run(copy, program, **cache).stdout.split() == ["False", "1", "0", "True"]
+    assert run(copy, program, **cache).stdout.split() == ["False", "0", "1", "False"]
+
+
 def test_no_writable_cache_folder_is_one_warning_and_then_works(copy):
     result = run(
         copy,
