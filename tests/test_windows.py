@@ -38,7 +38,7 @@ def test_windows_against_the_explicit_products(method, dtype):
             assert worst[lag] < 0.03 + near
             assert (curve.upper >= exact - 0.03 - near).all()
     if method == "frames":  # the error falls with the lag, as exp(-(l_1 - l_{k+1}) lag)
-        assert worst[20] > worst[60] > worst[100] - 1e-6
+        assert worst[20] > worst[60] > worst[100] - near  # of 60 steps on, float32 rounds
         assert worst[100] < 2e-3
 
 

@@ -1,5 +1,6 @@
 """What the triangular factor of a random block says of the norm of the product (spectral.md 1)."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -24,15 +25,14 @@ def block_norms(R: np.ndarray, U: np.ndarray, e: np.ndarray, R0: np.ndarray) -> 
     factor = R @ np.where(empty[..., None, None], 0.0, scaled)
     known = np.isfinite(factor).all(axis=(-2, -1))  # LAPACK refuses NaN; the norm is NaN then
     safe = np.where(known[..., None, None], factor, 0.0)
-    s = np.linalg.svd(safe, compute_uv=False)
-    gaussian = np.linalg.svd(safe @ R0, compute_uv=False)[..., 0]
+    s, gaussian = np.linalg.svd(np.stack([safe, safe @ R0]), compute_uv=False)
     nats = np.where(empty, 0, top[..., 0]) * math.log(2)
     with np.errstate(divide="ignore", invalid="ignore"):
         second = s[..., 1] / s[..., 0] if s.shape[-1] > 1 else np.zeros_like(s[..., 0])
         unknown = np.where(known, 0.0, np.nan)
         return BlockNorms(
             np.log(s[..., 0]) + nats + unknown,
-            np.log(gaussian) + nats + unknown,
+            np.log(gaussian[..., 0]) + nats + unknown,
             np.nan_to_num(1 - second**2),
         )
 
@@ -54,6 +54,7 @@ def _digamma_half(n: int) -> float:
     return -euler + sum(1 / m for m in range(1, n // 2))
 
 
+@functools.lru_cache
 def expected_shortfall(N: int, k: int) -> float:
     """E[log sigma_1 - log ||P V||] for a uniform block of k of N and a product with a gap, nats."""
     return (_digamma_half(N) - _digamma_half(k)) / 2
