@@ -1,8 +1,9 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
+import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -160,6 +161,9 @@ def _none(width: int, dtype: np.dtype) -> np.ndarray:
     return np.empty((0, width), dtype)
 
 
+_ARRAYS = ("x", "h", "c", "_a")  # of a pass, all that grow with its steps
+
+
 class LayerPass:
     """A forward pass over x (S,I..), whose rows lie as `sequences` says.
 
@@ -297,6 +301,21 @@ class LayerPass:
         bring_back(needed, working)
         parameters = layer.parameter_gradients(dw_ih, dw_hh, db)
         return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
+
+    def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
+        """This pass without its arrays, and those; `put_together` makes of both what it was."""
+        shell = copy.copy(self)
+        for name in _ARRAYS:
+            delattr(shell, name)
+        return shell, [getattr(self, name) for name in _ARRAYS]
+
+    def put_together(self, arrays: Sequence[np.ndarray]) -> "LayerPass":
+        """The pass that was `taken_apart`, from its arrays or copies of them."""
+        whole = copy.copy(self)
+        for name, y in zip(_ARRAYS, arrays, strict=True):
+            setattr(whole, name, y)
+        whole.x = checks.read_only(whole.x)
+        return whole
 
     def kept_states(self) -> tuple[np.ndarray, ...]:
         """(N+S,Hp) of each part of the state."""

@@ -1,6 +1,8 @@
 """A forward pass through all layers, and back-propagation through time over it."""
 
+import copy
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -264,6 +266,28 @@ class Trace:
         if self._layout.unbatched:
             return {name: y[:, :, 0] for name, y in steps.items()}
         return steps
+
+    def taken_apart(self) -> tuple["Trace", list[np.ndarray]]:
+        """This trace without what it keeps, and that: the arrays that grow with its steps.
+
+        Whoever has the arrays (PyTorch's graph, say, which frees or offloads them) can have the
+        trace again, by `put_together`.
+        """
+        shell = copy.copy(self)
+        vars(shell).pop("state", None)
+        del shell.output
+        passes = [one.taken_apart() for one in self._passes]
+        shell._passes = [one for one, _ in passes]
+        return shell, [y for _, arrays in passes for y in arrays]
+
+    def put_together(self, arrays: Sequence[np.ndarray]) -> "Trace":
+        """The trace that was `taken_apart`, but for `output`, from its arrays or copies of them."""
+        whole, each = copy.copy(self), len(arrays) // len(self._passes)
+        whole._passes = [
+            one.put_together(arrays[each * n : each * (n + 1)])
+            for n, one in enumerate(self._passes)
+        ]
+        return whole
 
     def chain(self, batch: int = 0) -> TraceChain:
         """The Jacobians of one sequence's state, t = 1 .. T.

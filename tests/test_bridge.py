@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastbptt as fb
 from fastbptt.bridges import torch as bridge
+from fastbptt.bridges import torch_autograd as autograd
 
 KINDS = ("RNN", "GRU", "LSTM")
 EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "characters.py"
@@ -452,12 +453,12 @@ def test_torch_says_how_many_threads(monkeypatch, lent):
     seen = []
     available = fb.threads.available
     if not lent:
-        monkeypatch.setattr(bridge, "_openmp", None)
+        monkeypatch.setattr(autograd, "_openmp", None)
     monkeypatch.setattr(
         "fastbptt.layers.available",
         lambda cost: (seen.append(fb.get_num_threads()), available(cost))[1],
     )
-    monkeypatch.setattr(bridge, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(autograd, "_WORTH_SHARING", 0)
     before, own = torch.get_num_threads(), fb.get_num_threads()
     module, x = bridge.RNN(3, 5), torch.randn(6, 2, 3, requires_grad=True)
     try:

@@ -110,7 +110,8 @@ def test_the_package_needs_numpy_and_numba_only(module, path):
         root = name.split(".")[0]
         if root not in RUN_TIME | {"fastbptt"} | sys.stdlib_module_names:
             assert root in OPTIONAL, f"{module} imports {name}"
-            own = module == f"bridges.{root}"  # whoever imports a bridge has its tool
+            # whoever imports a bridge has its tool
+            own = module in (f"bridges.{root}", f"bridges.{root}_autograd")
             assert own or not at_top, f"{module} imports {name} at its top level"
 
 

@@ -18,6 +18,7 @@ import torch
 import fastbptt as fb
 from fastbptt import threads
 from fastbptt.bridges import torch as bridge
+from fastbptt.bridges import torch_autograd as autograd
 from fastbptt.openmp import OpenMP
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="issue 3: threads lent on Linux")
@@ -200,9 +201,9 @@ def passes(kind):
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 def test_the_bridge_has_torchs_threads_and_the_same_bits(monkeypatch, kind):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
-    before, own, used = torch.get_num_threads(), bridge._openmp.side_by_side, []
+    before, own, used = torch.get_num_threads(), autograd._openmp.side_by_side, []
     monkeypatch.setattr(
-        bridge._openmp, "side_by_side", lambda works, ended: (used.append(1), own(works, ended))
+        autograd._openmp, "side_by_side", lambda works, ended: (used.append(1), own(works, ended))
     )
     monkeypatch.setattr(threads, "_on_workers", None)
     try:
@@ -227,7 +228,7 @@ def test_our_own_calls_have_our_own_threads(monkeypatch):
         fb.set_num_threads(2)
         bridge.RNN(3, 8)(torch.ones(4, 2, 3))
         assert not threads._idle
-        monkeypatch.setattr(bridge._openmp, "side_by_side", None)
+        monkeypatch.setattr(autograd._openmp, "side_by_side", None)
         fb.RNN(3, 8)(np.ones((4, 2, 3), np.float32))
     finally:
         fb.set_num_threads(before)
@@ -243,13 +244,13 @@ def small():
 
 
 def _in_child(queue):
-    queue.put((bridge._openmp.usable(), small()))
+    queue.put((autograd._openmp.usable(), small()))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_made_by_fork_waits_for_no_thread_of_its_parent(monkeypatch, count):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
-    monkeypatch.setattr(bridge, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(autograd, "_WORTH_SHARING", 0)
     wanted = small()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -260,7 +261,7 @@ def test_a_child_made_by_fork_waits_for_no_thread_of_its_parent(monkeypatch, cou
     assert got == wanted
     child.join(60)
     assert child.exitcode == 0
-    assert bridge._openmp.usable()
+    assert autograd._openmp.usable()
 
 
 def test_a_child_that_has_the_bridge_after_the_fork():
@@ -271,10 +272,10 @@ def test_a_child_that_has_the_bridge_after_the_fork():
         "child = os.fork()\n"
         "if child == 0:\n"
         "    from fastbptt import threads\n"
-        "    from fastbptt.bridges import torch as bridge\n"
-        "    threads._WORTH_SHARING = bridge._WORTH_SHARING = 0\n"
+        "    from fastbptt.bridges import torch as bridge, torch_autograd as autograd\n"
+        "    threads._WORTH_SHARING = autograd._WORTH_SHARING = 0\n"
         "    bridge.GRU(5, 40)(torch.ones(30, 3, 5))[0].sum().backward()\n"
-        "    os._exit(3 + bridge._openmp.usable())\n"
+        "    os._exit(3 + autograd._openmp.usable())\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     told = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.PIPE)

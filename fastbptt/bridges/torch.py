@@ -5,9 +5,9 @@ initialisation and `state_dict` are inherited.  `accelerate(model)` makes them o
 layers, in place, and `restore(model)` undoes it.
 """
 
-import contextlib
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import networks
 from ..network import Network
-from ..openmp import OpenMP
-from ..threads import num_threads
-from ..trace import Trace
+from .torch_autograd import Layers, array, tensor, threads, under_functorch
 
-_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-_openmp = OpenMP.found()
-# Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
-_WORTH_SHARING = 5e8
+_DTYPES = (torch.float32, torch.float64)
 
 # The net of each module and span of layers.  Beside the modules and not in them: neither pickled
 # nor copied with them.
@@ -33,107 +28,11 @@ _nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]
 )
 
 
-def _array(y: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as an array."""
-    return y.detach().numpy()
-
-
-def _tensor(y: np.ndarray) -> torch.Tensor:
-    """The array's memory as a tensor, contiguous as torch.nn's results are."""
-    return torch.from_numpy(np.ascontiguousarray(y))
-
-
-class _Second(torch.autograd.Function):
-    """The identity, which cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, *_: Any) -> torch.Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "fastbptt: second derivatives are not implemented; use torch.nn's own layer, which "
-            "fastbptt.bridges.torch.restore(model) brings back"
-        )
-
-
-class _Layers(torch.autograd.Function):
-    """(net, lengths, x, states, parameters) -> (output, states), x and output (T,B,.)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, net: Network, lengths: Any, x: torch.Tensor, *tensors: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        parts = 1 + net.weights.design.has_c
-        states = tuple(_array(y) for y in tensors[:parts])
-        with _threads(net, x):
-            trace = net.trace(_array(x), states if parts > 1 else states[0], lengths)
-        ctx.trace, ctx.net = trace, net
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *tensors)  # so that changes of them in place are noticed
-        return _results(trace)
-
-    @staticmethod
-    def backward(
-        ctx: Any, d_output: torch.Tensor | None, *d_states: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        given = [y for y in (d_output, *d_states) if y is not None]
-        gradients = _gradients(ctx, x, d_output, d_states, tensors)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = [
-                y if y is None else _Second.apply(y, *given, x, *tensors) for y in gradients
-            ]
-        return None, None, *gradients
-
-
-def _threads(net: Network, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-    """torch's threads, or as many of ours where a call over x (T,B,I) is long enough."""
-    if _openmp is not None and _openmp.usable():
-        return num_threads(torch.get_num_threads(), _openmp.side_by_side)
-    layers = [one.hidden_size * (one.input_size + one.hidden_size) for one in net.weights.layers]
-    cost = x.size(0) * x.size(1) * len(net.weights.design.gates) * sum(layers)
-    return num_threads(torch.get_num_threads() if cost >= _WORTH_SHARING else 1)
-
-
-def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
-    """The output, a copy that may be changed in place as torch.nn's, and the states."""
-    states = trace.state if isinstance(trace.state, tuple) else (trace.state,)
-    output = np.array(trace.output, order="C")  # 1 % of a step of B = 1, H = 64
-    return torch.from_numpy(output), *(torch.from_numpy(y) for y in states)
-
-
-@torch.no_grad()
-def _gradients(
-    ctx: Any,
-    x: torch.Tensor,
-    d_output: torch.Tensor | None,
-    d_states: tuple[torch.Tensor | None, ...],
-    tensors: list[torch.Tensor],
-) -> list[torch.Tensor | None]:
-    """Of x, the states and the parameters, where wanted."""
-    _, _, wants_x, *wanted = ctx.needs_input_grad
-    d_state: Any = None
-    if any(y is not None for y in d_states):
-        shapes = zip(d_states, tensors, strict=False)
-        d_state = tuple(np.zeros_like(_array(s)) if y is None else _array(y) for y, s in shapes)
-        d_state = d_state if len(d_state) > 1 else d_state[0]
-    with _threads(ctx.net, x):
-        gradients = ctx.trace.backward(
-            None if d_output is None else _array(d_output), d_state, input_gradient=wants_x
-        )
-    states = gradients.state if isinstance(gradients.state, tuple) else (gradients.state,)
-    every = [*states, *(gradients.params[name] for name in ctx.net.weights.arrays)]
-    own = [torch.from_numpy(y) if want else None for y, want in zip(every, wanted, strict=True)]
-    return [torch.from_numpy(gradients.x) if wants_x else None, *own]
-
-
-def _refusal(module: torch.nn.RNNBase) -> str | None:
+def _refusal(module: torch.nn.RNNBase, weights: Mapping[str, torch.Tensor]) -> str | None:
     """Why fastbptt cannot compute a module, None if it can."""
     if getattr(module, "proj_size", 0):
-        return f"proj_size={module.proj_size} is not implemented, only 0"
-    for name, y in module.named_parameters(recurse=False):
+        return f"proj_size={module.proj_size} is not implemented, only 0: no kernel has projections"
+    for name, y in weights.items():
         if (reason := _refusal_of(y)) is not None:
             return f"{name} {reason}"
     return None
@@ -160,23 +59,22 @@ def _states(hx: Any, pair: bool) -> tuple[torch.Tensor, ...]:
     return states
 
 
-def _transform(module: torch.nn.RNNBase, *given: torch.Tensor) -> str | None:
+def _transform(*given: torch.Tensor) -> str | None:
     """What follows tensors where we cannot: no tangents, or results recorded as constants."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if under_functorch():
         return "torch.func's transforms"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "torch.jit.trace and torch.export"
-    if forward_ad._current_level >= 0:
-        weights = [getattr(module, name) for name in module._flat_weights_names]
-        if any(forward_ad.unpack_dual(y).tangent is not None for y in (*given, *weights)):
-            return "forward-mode derivatives"
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode and any(forward_ad.unpack_dual(y).tangent is not None for y in given):
+        return "forward-mode derivatives"
     return None
 
 
 class _Recurrent(torch.nn.RNNBase):
     """The forward pass that all three share."""
 
-    def _net(self, first: int, last: int) -> Network:
+    def _net(self, first: int, last: int, weights: dict[str, torch.Tensor]) -> Network:
         """fastbptt's net of the layers first .. last-1, with the parameters as they are now.
 
         Their contents are compared: a version counter does not see what goes through `.data`.
@@ -187,7 +85,7 @@ class _Recurrent(torch.nn.RNNBase):
             for names in self._all_weights[layer * D : (layer + 1) * D]:
                 for name in names:
                     own = name.replace(f"_l{layer}", f"_l{layer - first}")
-                    arrays[own] = _array(getattr(self, name))
+                    arrays[own] = array(weights[name])
         nets = _nets.setdefault(self, {})
         net = nets.get((first, last))
         options: dict[str, Any] = {"num_layers": last - first, "bias": self.bias}
@@ -203,9 +101,9 @@ class _Recurrent(torch.nn.RNNBase):
             net.load_state_dict(arrays)
         return net
 
-    def _checked(self, y: torch.Tensor, name: str) -> None:
+    def _checked(self, y: torch.Tensor, name: str, weights: dict[str, torch.Tensor]) -> None:
         """What torch.nn's own checks leave to the kernels."""
-        reason, own = _refusal(self), _refusal_of(y)
+        reason, own = _refusal(self, weights), _refusal_of(y)
         if reason is not None or own is not None:
             raise NotImplementedError(f"fastbptt: {reason or f'{name} {own}'}")
         if torch.is_autocast_enabled("cpu"):
@@ -213,10 +111,10 @@ class _Recurrent(torch.nn.RNNBase):
                 "fastbptt: autocast asks for half precision; leave it by "
                 'torch.autocast("cpu", enabled=False)'
             )
-        if y.dtype != self.weight_ih_l0.dtype:
+        if y.dtype != (dtype := weights["weight_ih_l0"].dtype):
             raise ValueError(
                 f"{name} must have the same dtype as weight, got {name} {y.dtype} and weight "
-                f"{self.weight_ih_l0.dtype}"
+                f"{dtype}"
             )
 
     @torch.compiler.disable  # a compiled model runs this layer between two of its graphs
@@ -244,13 +142,15 @@ class _Recurrent(torch.nn.RNNBase):
         pair, batched = self.mode == "LSTM", packed or input.dim() == 3
         states = _states(hx, pair)
         data = input.data if packed else input
-        if (what := _transform(self, data, *states)) is not None:
+        # Read once: a parametrization may draw each anew, or count how often it is asked.
+        weights = {name: getattr(self, name) for name in self._flat_weights_names}
+        if (what := _transform(data, *states, *weights.values())) is not None:
             raise NotImplementedError(
                 f"fastbptt: {what} are not implemented; use torch.nn's own layer, which "
                 "fastbptt.bridges.torch.restore(model) brings back"
             )
         for y, name in [(data, "input"), *((y, "hx") for y in states)]:
-            self._checked(y, name)
+            self._checked(y, name, weights)
         if not batched:
             if any(y.dim() != 2 for y in states):
                 raise RuntimeError("For unbatched 2-D input, hx should also be 2-D")
@@ -279,7 +179,8 @@ class _Recurrent(torch.nn.RNNBase):
             which = f"hidden[{i}]" if pair else "hidden"
             self.check_hidden_size(y, expected, f"Expected {which} size {{}}, got {{}}")
 
-        output, states = self._run(x, states, None if lengths is None else lengths.numpy())
+        steps = None if lengths is None else lengths.numpy()
+        output, states = self._run(x, states, steps, weights)
 
         if lengths is not None:
             data = pack_padded_sequence(output, lengths).data
@@ -292,7 +193,11 @@ class _Recurrent(torch.nn.RNNBase):
         return output, (states if pair else states[0])
 
     def _run(
-        self, x: torch.Tensor, states: tuple[torch.Tensor, ...], lengths: Any
+        self,
+        x: torch.Tensor,
+        states: tuple[torch.Tensor, ...],
+        lengths: Any,
+        weights: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """All layers over x (T,B,I): as one net, or where dropout lies between them as several."""
         D, L = 1 + self.bidirectional, self.num_layers
@@ -302,15 +207,15 @@ class _Recurrent(torch.nn.RNNBase):
             last = first + 1 if between else L
             own = tuple(y[first * D : last * D] for y in states)
             names = [n for group in self._all_weights[first * D : last * D] for n in group]
-            tensors = [*own, *(getattr(self, name) for name in names)]
-            net = self._net(first, last)
+            tensors = [*own, *(weights[name] for name in names)]
+            net = self._net(first, last, weights)
             if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *tensors)):
-                x, *end = _Layers.apply(net, lengths, x, *tensors)
+                x, *end = Layers.apply(net, lengths, x, *tensors)
             else:
-                given = tuple(_array(y) for y in own)
-                with _threads(net, x):
-                    output, state = net(_array(x), given if len(given) > 1 else given[0], lengths)
-                x = _tensor(output)
+                given = tuple(array(y) for y in own)
+                with threads(net, x):
+                    output, state = net(array(x), given if len(given) > 1 else given[0], lengths)
+                x = tensor(output)
                 end = [torch.from_numpy(y) for y in (state if len(given) > 1 else (state,))]
             ends.append(tuple(end))
             if between and last < L:
@@ -376,7 +281,8 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
         if not isinstance(module, torch.nn.RNNBase) or isinstance(module, _Recurrent):
             continue
         reason = f"{type(module).__name__} is a subclass and may compute something else"
-        if type(module) not in _TWINS or (reason := _refusal(module) or ""):
+        weights = dict(module.named_parameters(recurse=False))
+        if type(module) not in _TWINS or (reason := _refusal(module, weights) or ""):
             left.append(f"{name or 'the model'} ({reason})")
         else:
             module.__class__ = _TWINS[type(module)]
@@ -391,10 +297,20 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     Parameters
     ----------
     model : torch.nn.Module
+
+    Warns
+    -----
+    UserWarning
+        Naming the layers left as they were: subclasses of the bridge's, as a parametrization makes
+        one; remove it first.
     """
-    back = {twin: kind for kind, twin in _TWINS.items()}
-    for module in model.modules():
+    back, left = {twin: kind for kind, twin in _TWINS.items()}, []
+    for name, module in model.named_modules():
         if type(module) in back:
             module.__class__ = back[type(module)]
             _nets.pop(module, None)
+        elif isinstance(module, _Recurrent):
+            left.append(f"{name or 'the model'} ({type(module).__name__} is a subclass)")
+    if left:
+        warnings.warn(f"fastbptt leaves as they are {'; '.join(left)}", stacklevel=2)
     return model

@@ -1,0 +1,141 @@
+"""A net of fastbptt as one function of torch's autograd.
+
+What the pass back needs lies in tensors that torch keeps: it frees them with the graph's others,
+offloads them or has them made again as its hooks and checkpoints say.
+"""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..network import Network
+from ..openmp import OpenMP
+from ..threads import num_threads
+from ..trace import Trace
+
+_openmp = OpenMP.found()
+# Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
+_WORTH_SHARING = 5e8
+
+
+def array(y: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as an array."""
+    return y.detach().numpy()
+
+
+def tensor(y: np.ndarray) -> torch.Tensor:
+    """The array's memory as a tensor, contiguous as torch.nn's results are."""
+    return torch.from_numpy(np.ascontiguousarray(y))
+
+
+def _writeable(y: np.ndarray) -> torch.Tensor:
+    """The array's memory as a tensor that no one writes to: torch knows none that are read-only."""
+    view = y.view()
+    view.flags.writeable = True
+    return torch.from_numpy(view)
+
+
+def under_functorch() -> bool:
+    """Whether one of torch.func's transforms is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+class _Second(torch.autograd.Function):
+    """The identity, which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, *_: Any) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "fastbptt: second derivatives are not implemented; use torch.nn's own layer, which "
+            "fastbptt.bridges.torch.restore(model) brings back"
+        )
+
+
+class Layers(torch.autograd.Function):
+    """(net, lengths, x, states, parameters) -> (output, states), x and output (T,B,.)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, net: Network, lengths: Any, x: torch.Tensor, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Run the net; what the pass back needs is saved."""
+        parts = 1 + net.weights.design.has_c
+        states = tuple(array(y) for y in tensors[:parts])
+        with threads(net, x):
+            trace = net.trace(array(x), states if parts > 1 else states[0], lengths)
+        ctx.trace, kept = trace.taken_apart()
+        ctx.net, ctx.given = net, len(tensors)
+        ctx.set_materialize_grads(False)
+        # what was given as well, so that changes of it in place are noticed
+        ctx.save_for_backward(x, *tensors, *(_writeable(y) for y in kept))
+        return _results(trace)
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_output: torch.Tensor | None, *d_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """BPTT, for what is wanted."""
+        x, *saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.given], saved[ctx.given :]
+        given = [y for y in (d_output, *d_states) if y is not None]
+        if under_functorch() or any(torch._C._functorch.is_legacy_batchedtensor(y) for y in given):
+            raise NotImplementedError(
+                "fastbptt: batches of gradients (is_grads_batched, vectorize) are not implemented; "
+                "call backward for each, or use torch.nn's own layer, which "
+                "fastbptt.bridges.torch.restore(model) brings back"
+            )
+        trace = ctx.trace.put_together([array(y) for y in kept])
+        gradients = _gradients(ctx, trace, x, d_output, d_states, tensors)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = [
+                y if y is None else _Second.apply(y, *given, x, *tensors) for y in gradients
+            ]
+        return None, None, *gradients
+
+
+def threads(net: Network, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """torch's threads, or as many of ours where a call over x (T,B,I) is long enough."""
+    if _openmp is not None and _openmp.usable():
+        return num_threads(torch.get_num_threads(), _openmp.side_by_side)
+    layers = [one.hidden_size * (one.input_size + one.hidden_size) for one in net.weights.layers]
+    cost = x.size(0) * x.size(1) * len(net.weights.design.gates) * sum(layers)
+    return num_threads(torch.get_num_threads() if cost >= _WORTH_SHARING else 1)
+
+
+def _results(trace: Trace) -> tuple[torch.Tensor, ...]:
+    """The output, a copy that may be changed in place as torch.nn's, and the states."""
+    states = trace.state if isinstance(trace.state, tuple) else (trace.state,)
+    output = np.array(trace.output, order="C")  # 1 % of a step of B = 1, H = 64
+    return torch.from_numpy(output), *(torch.from_numpy(y) for y in states)
+
+
+@torch.no_grad()
+def _gradients(
+    ctx: Any,
+    trace: Trace,
+    x: torch.Tensor,
+    d_output: torch.Tensor | None,
+    d_states: tuple[torch.Tensor | None, ...],
+    tensors: list[torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """Of x, the states and the parameters, where wanted."""
+    _, _, wants_x, *wanted = ctx.needs_input_grad
+    d_state: Any = None
+    if any(y is not None for y in d_states):
+        shapes = zip(d_states, tensors, strict=False)
+        d_state = tuple(np.zeros_like(array(s)) if y is None else array(y) for y, s in shapes)
+        d_state = d_state if len(d_state) > 1 else d_state[0]
+    with threads(ctx.net, x):
+        gradients = trace.backward(
+            None if d_output is None else array(d_output), d_state, input_gradient=wants_x
+        )
+    states = gradients.state if isinstance(gradients.state, tuple) else (gradients.state,)
+    every = [*states, *(gradients.params[name] for name in ctx.net.weights.arrays)]
+    own = [torch.from_numpy(y) if want else None for y, want in zip(every, wanted, strict=True)]
+    return [torch.from_numpy(gradients.x) if wants_x else None, *own]

@@ -1,0 +1,110 @@
+"""What the bridge leaves in torch's graph, and whose weights it differentiates by."""
+
+import gc
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+import fastbptt as fb
+from fastbptt.bridges import torch as bridge
+from fastbptt.kernels import memory
+
+KINDS = ["RNN", "GRU", "LSTM"]
+
+
+class Growing(torch.nn.Module):
+    """Another weight at each evaluation, as dropout of weights makes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.evaluations = 0
+
+    def forward(self, weight):
+        self.evaluations += 1
+        return weight * self.evaluations
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_parametrized_weight_is_evaluated_once(kind, name):
+    torch.manual_seed(0)
+    module = getattr(bridge, kind)(2, 4, 2, dtype=torch.float64)
+    x = torch.randn(5, 3, 2, dtype=torch.float64)
+    wanted = torch.autograd.grad(module(x)[0].sum(), getattr(module, name))
+    growing = Growing()
+    parametrize.register_parametrization(module, name, growing, unsafe=True)
+    growing.evaluations = 0
+    output = module(x)[0]
+    assert growing.evaluations == 1
+    (got,) = torch.autograd.grad(output.sum(), module.parametrizations[name].original)
+    torch.testing.assert_close(got, *wanted, rtol=1e-12, atol=1e-12)
+
+
+def in_use():
+    """Arrays of 64 KB and more that fastbptt made: here all that grows with the steps."""
+    gc.collect()
+    fb.release_memory()  # of what is kept for the next calls
+    return len(memory._used)
+
+
+def passes(kind, around=lambda module, x: module(x)):
+    """The results and gradients of a module, on a fresh seed."""
+    torch.manual_seed(0)
+    module = getattr(bridge, kind)(3, 16, 2, bidirectional=True)  # weights of less than 64 KB
+    output, _ = around(module, torch.randn(2000, 2, 3))
+    output.backward(torch.ones_like(output), retain_graph=True)
+    return output, [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pass_back_frees_what_the_graph_keeps(kind):
+    before = in_use()
+    output, _ = passes(kind)
+    assert in_use() > before  # for once more
+    output.sum().backward()
+    assert in_use() == before
+    with pytest.raises(RuntimeError, match="second time"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_and_hooks_have_what_the_graph_keeps(kind):
+    wanted = passes(kind)[1]
+    before, held = in_use(), []
+
+    def checkpointed(module, x):
+        results = checkpoint(module, x, use_reentrant=False)
+        held.append(in_use())
+        return results
+
+    def offloaded(module, x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda y: y.numpy().copy(), torch.tensor):
+            results = module(x)
+        held.append(in_use())
+        return results
+
+    for around in (checkpointed, offloaded):
+        gradients = passes(kind, around)[1]
+        assert all(map(torch.equal, gradients, wanted))
+    assert held == [before, before]
+
+
+def test_batches_of_gradients_are_refused_in_words():
+    x = torch.ones(4, 2, 3, requires_grad=True)
+    output = bridge.GRU(3, 5)(x)[0]
+    many = torch.ones(2, *output.shape)
+    with pytest.raises(RuntimeError, match=r"batches of gradients.*restore\(model\)"):
+        torch.autograd.grad(output, x, many, is_grads_batched=True)
+
+
+def test_restore_names_what_it_leaves_alone():
+    model = bridge.accelerate(torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.RNN(4, 5)))
+    torch.nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
+    with pytest.warns(UserWarning, match=r"leaves as they are 0 \(ParametrizedGRU[^;]*$"):
+        bridge.restore(model)
+    assert type(model[1]) is torch.nn.RNN
+    parametrize.remove_parametrizations(model[0], "weight_hh_l0")
+    bridge.restore(model)
+    assert type(model[0]) is torch.nn.GRU
