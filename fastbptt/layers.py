@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -305,15 +305,15 @@ class LayerPass:
     def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
         """This pass without its arrays, and those; `put_together` makes of both what it was."""
         shell = copy.copy(self)
-        for name in _ARRAYS:
-            delattr(shell, name)
-        return shell, [getattr(self, name) for name in _ARRAYS]
+        arrays = [vars(shell).pop(name) for name in _ARRAYS if getattr(self, name).size]
+        return shell, arrays
 
-    def put_together(self, arrays: Sequence[np.ndarray]) -> "LayerPass":
-        """The pass that was `taken_apart`, from its arrays or copies of them."""
+    def put_together(self, arrays: Iterator[np.ndarray]) -> "LayerPass":
+        """The pass that was `taken_apart`, from the next of its arrays or of copies of them."""
         whole = copy.copy(self)
-        for name, y in zip(_ARRAYS, arrays, strict=True):
-            setattr(whole, name, y)
+        for name in _ARRAYS:
+            if name not in vars(self):
+                setattr(whole, name, next(arrays))
         whole.x = checks.read_only(whole.x)
         return whole
 

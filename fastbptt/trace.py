@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,13 +280,10 @@ class Trace:
         shell._passes = [one for one, _ in passes]
         return shell, [y for _, arrays in passes for y in arrays]
 
-    def put_together(self, arrays: Sequence[np.ndarray]) -> "Trace":
+    def put_together(self, arrays: Iterable[np.ndarray]) -> "Trace":
         """The trace that was `taken_apart`, but for `output`, from its arrays or copies of them."""
-        whole, each = copy.copy(self), len(arrays) // len(self._passes)
-        whole._passes = [
-            one.put_together(arrays[each * n : each * (n + 1)])
-            for n, one in enumerate(self._passes)
-        ]
+        whole, in_order = copy.copy(self), iter(arrays)
+        whole._passes = [one.put_together(in_order) for one in self._passes]
         return whole
 
     def chain(self, batch: int = 0) -> TraceChain:

@@ -90,7 +90,7 @@ class Layers(torch.autograd.Function):
                 "call backward for each, or use torch.nn's own layer, which "
                 "fastbptt.bridges.torch.restore(model) brings back"
             )
-        trace = ctx.trace.put_together([array(y) for y in kept])
+        trace = ctx.trace.put_together(map(array, kept))
         gradients = _gradients(ctx, trace, x, d_output, d_states, tensors)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [
