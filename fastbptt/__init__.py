@@ -4,10 +4,11 @@ __version__ = "0.1.0"
 
 from .chains import Chain, MatrixChain
 from .checkpoints import CheckpointedTrace
+from .converters import from_keras, from_onnx
 from .diagnosis import Diagnosis, diagnose
 from .feedforward import FeedForward
 from .kernels.memory import release as release_memory
-from .loading import from_keras, from_onnx, from_state_dict, load
+from .loading import from_state_dict, load
 from .networks import GRU, LSTM, MGU, RNN
 from .spectral import (
     JacobianStream,

@@ -52,7 +52,7 @@ class FeedForward:
     """
 
     def __init__(self, weights: Any, biases: Any = None, nonlinearity: str = "tanh") -> None:
-        if not isinstance(weights, Sequence) or not len(weights):
+        if not isinstance(weights, (Sequence, np.ndarray)) or not len(weights):
             raise TypeError("weights: expected a sequence of at least one matrix")
         self.dtype = checks.dtype(np.asarray(weights[0]).dtype)
         self.weights = tuple(

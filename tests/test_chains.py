@@ -229,6 +229,8 @@ def test_feed_forward_depth_100(nonlinearity):
     net = fb.FeedForward(weights, biases, nonlinearity)
     x = rng.normal(size=(4, n))
     trace = net.trace(x)
+    stacked = fb.FeedForward(np.stack(weights), biases, nonlinearity)
+    np.testing.assert_array_equal(stacked(x), trace.output)
     h, J, slopes = x, [], []
     for w, bias in zip(weights, biases, strict=True):
         a = h @ w.T + bias

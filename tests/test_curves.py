@@ -47,6 +47,29 @@ def test_curves_against_the_explicit_products(N, T, dtype, seed):
     assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
 
 
+def overflowing():
+    """Chains whose third product has no number, by an infinite factor or by their own size."""
+    J = np.stack([np.eye(16)] * 5)
+    J[2, 0, 0] = np.inf
+    large = np.stack([np.eye(16)] * 2 + [np.full((16, 16), 1e38)] * 2 + [np.eye(16)])
+    return {"infinite": J, "large": large.astype(np.float32)}
+
+
+@pytest.mark.parametrize("probes", [3, 16])
+@pytest.mark.parametrize("name", ["infinite", "large"])
+def test_a_product_that_overflows_is_not_zero(name, probes):
+    J = overflowing()[name]
+    chain, cotangent = fb.MatrixChain(J), np.eye(16, dtype=J.dtype)[0]
+    curves = [  # the first of two large ones does not leave the range yet
+        (fb.growth_from(chain, probes=probes), 3 if name == "infinite" else 4),
+        (fb.growth_to(chain, probes=probes), 3),
+        (fb.growth_to(chain, cotangent=cotangent), 3),
+    ]
+    for curve, known in curves:
+        for y in (curve.lower, curve.estimate, curve.upper):
+            assert np.isnan(y).tolist() == [n >= known for n in range(6)]
+
+
 @pytest.mark.parametrize("peak", [1e-300, 1e-170, 1.0, 1e160, 1e308])
 def test_cotangents_whose_squares_are_no_numbers(peak):
     chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))

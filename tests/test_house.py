@@ -41,7 +41,7 @@ FLOORS = [
     ["network"],
     ["networks"],
     ["loading", "spectral"],
-    ["bridges", "diagnosis"],
+    ["bridges", "converters", "diagnosis"],
     ["cli", "__main__", "__init__"],
 ]
 RUN_TIME = {"numpy", "numba", "llvmlite"}  # llvmlite is numba's own

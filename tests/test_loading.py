@@ -96,6 +96,29 @@ def test_every_fault_is_named_at_once():
         assert words in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", None])
+@pytest.mark.parametrize("gone", ["weight_hh_l0", "weight_ih_l0"])
+def test_faults_are_named_where_a_matrix_of_the_first_layer_is_missing(gone, kind):
+    arrays = fb.LSTM(3, 5, 2, bidirectional=True).state_dict()
+    del arrays[gone], arrays["bias_hh_l1"]
+    arrays["zzz"] = arrays["bias_ih_l0"]
+    message = f"^state_dict: {gone} is missing; bias_hh_l1 is missing; zzz is unexpected$"
+    with pytest.raises(ValueError, match=message):
+        fb.from_state_dict(arrays, kind)
+
+
+def test_a_misshapen_matrix_is_the_only_one_named():
+    arrays = fb.LSTM(3, 5).state_dict()
+    for y in (np.zeros((20, 6), np.float32), np.zeros(5, np.float32)):
+        with pytest.raises(ValueError, match=r"^state_dict: weight_hh_l0 has shape [^;]*$"):
+            fb.from_state_dict({**arrays, "weight_hh_l0": y}, "LSTM")
+    for layer in (0, 1):  # the other layer says H
+        two = fb.GRU(3, 5, 2).state_dict()
+        two[f"weight_hh_l{layer}"] = np.zeros((15, 4), np.float32)
+        with pytest.raises(ValueError, match=rf"^state_dict: weight_hh_l{layer} has [^;]*$"):
+            fb.from_state_dict(two)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -120,8 +143,10 @@ def test_what_makes_no_net(change, error, message):
 
 def test_what_is_no_mapping_or_of_another_name():
     arrays = fb.LSTM(4, 5).state_dict()
-    with pytest.raises(TypeError, match="mapping: expected a mapping"):
+    with pytest.raises(TypeError, match=r"mapping: expected a mapping, got list$"):
         fb.from_state_dict([1])
+    with pytest.raises(TypeError, match=r"got LSTM; give its state_dict\(\)$"):
+        fb.from_state_dict(torch.nn.LSTM(4, 5))
     with pytest.raises(ValueError, match=r"after the prefix 'rnn\.', got bias_hh_l0, bias_ih_l0"):
         fb.from_state_dict(arrays, prefix="rnn.")
     for prefix in (3, None):
@@ -417,7 +442,14 @@ def test_onnx_attributes():
     W, R, B = (rng.normal(size=shape) for shape in ((2, 15, 4), (2, 15, 5), (2, 30)))
     plain = fb.from_onnx(W, R, B, kind="GRU")
     usual = {"direction": "bidirectional", "activations": 2 * ["Sigmoid", "Tanh"]}
-    usual |= {"layout": 0, "input_forget": 0, "clip": None, "P": None}
+    usual |= {
+        "layout": 0,
+        "input_forget": 0,
+        "clip": None,
+        "P": None,
+        "hidden_size": 5,
+        "initial_h": None,
+    }
     same(fb.from_onnx(W, R, B, kind="GRU", **usual), plain)
     same(fb.from_onnx(*(torch.tensor(y, requires_grad=True) for y in (W, R, B)), kind="GRU"), plain)
     square = rng.normal(size=(2, 15, 15))
@@ -432,6 +464,8 @@ def test_onnx_attributes():
         ({"clip": 0.0}, NotImplementedError, "clip"),
         ({"reset_after": True}, TypeError, "reset_after"),
         ({"linear_before_reset": "0"}, TypeError, "linear_before_reset: expected an int, got str"),
+        ({"hidden_size": 6}, ValueError, "hidden_size: expected 5, as R has, got 6"),
+        ({"initial_h": 1}, NotImplementedError, "initial_h: this"),
         ({"linear_before_reset": 2}, ValueError, "linear_before_reset: expected 0 or 1, got 2"),
         ({"linear_before_reset": -1}, ValueError, "linear_before_reset: expected at least 0"),
         ({"activations": 3}, TypeError, "activations: expected a sequence of str, got int"),

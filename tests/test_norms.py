@@ -163,6 +163,23 @@ def test_a_nan_stays_one():
     assert np.isnan(fb.log_singular_values(chain)).all()
 
 
+def test_exponents_of_a_chain_with_a_nan_in_it():
+    J = np.random.default_rng(0).normal(size=(200, 8, 8))
+    J[101] = np.nan  # after many stretches, before many
+    found = fb.lyapunov_spectrum(fb.MatrixChain(J))
+    for y in (found.exponents, found.standard_error, found.kaplan_yorke, found.entropy_rate):
+        assert np.isnan(y).all()
+    assert found.steps == 200
+    assert np.isfinite(found.history[:-1]).all()
+    net = fb.RNN(2, 4, rng=0)
+    x = np.random.default_rng(1).normal(size=(3000, 2)).astype(np.float32)
+    x[2000] = np.nan
+    assert np.isnan(fb.lyapunov_spectrum(net.trace(x).chain()).exponents).all()
+    stream = fb.JacobianStream(net, probes=2)
+    stream.update(x)
+    assert math.isnan(fb.lyapunov_spectrum(stream).entropy_rate)
+
+
 def test_a_product_that_loses_its_rank():
     J, nats = rank_one(200, 6, np.random.default_rng(23))
     chain = fb.MatrixChain(J)
@@ -315,6 +332,21 @@ def test_every_singular_value_over_hundreds_of_nats():
     assert np.ptp(exact) > 250
     got = fb.log_singular_values(fb.MatrixChain(J))
     assert_allclose(got, np.sort(exact)[::-1], atol=1e-10)
+
+
+@pytest.mark.parametrize("N", [8, 16])
+def test_every_singular_value_of_random_matrices(N):
+    """Rows that a long stretch leaves far apart in size lose up to half of their digits."""
+    import mpmath
+
+    J = np.random.default_rng(0).normal(size=(60, N, N)) / np.sqrt(N)
+    with mpmath.workdps(100):
+        P = mpmath.eye(N)
+        for step in J:
+            P = mpmath.matrix(step.tolist()) * P
+        exact = [float(mpmath.log(value)) for value in mpmath.svd_r(P, compute_uv=False)]
+    got = fb.log_singular_values(fb.MatrixChain(J))
+    assert_allclose(got, np.sort(exact)[::-1], atol=2e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

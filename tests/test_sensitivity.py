@@ -1,5 +1,6 @@
 """What makes a product large, and what textbooks say: by finite differences."""
 
+import itertools
 import math
 
 import numpy as np
@@ -139,6 +140,20 @@ def test_textbook_bounds_are_bounds_and_loose():
     assert_allclose(bounds.classical, T * math.log(np.linalg.norm(net.weight_hh_l0, 2)))
     longer = fb.textbook_bounds(chain, lag=128)
     assert exact < longer.windows < bounds.windows
+
+
+def test_textbook_bounds_of_rectangular_jacobians():
+    rng = np.random.default_rng(3)
+    sizes = [3, 7, 5, 5, 4, 9, 3, 2]
+    J = [rng.normal(size=(m, n)) for n, m in itertools.pairwise(sizes)]
+    norm = fb.log_norm(fb.MatrixChain(J))
+    bounds = norm.textbook
+    each = sum(math.log(np.linalg.norm(one, 2)) for one in J)
+    assert each - 1e-9 <= bounds.steps <= each + 7e-3
+    assert norm.estimate - 1e-9 <= bounds.windows <= norm.estimate + 1e-2  # one window: lag > 7
+    short = fb.textbook_bounds(fb.MatrixChain(J), 6, 1, lag=2)
+    pairs = [math.log(np.linalg.norm(y, 2)) for y in (J[2] @ J[1], J[4] @ J[3], J[5])]
+    assert sum(pairs) - 1e-9 <= short.windows <= sum(pairs) + 1e-2
 
 
 def test_an_estimate_knows_what_textbooks_say():

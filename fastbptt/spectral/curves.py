@@ -141,6 +141,9 @@ class _History:
         self._R0, self._parts = R0, [np.zeros((0, 3))]
 
     def __call__(self, stretch: Stretch) -> None:
+        if np.isnan(stretch.R).any():  # a step whose results are not finite, and the last
+            self._parts.append(np.full((1, 3), np.nan))
+            return
         G, shifts = grams(stretch.history)
         out = np.empty((len(G), 3))
         history_norms(G, shifts, stretch.U, stretch.e, self._R0, out)
@@ -181,7 +184,12 @@ def _from_block(
     norms = np.concatenate([first, watcher.norms(abs(stop - start))])
     lower, gaussian, ratio = norms.T
     if k == N:
-        return lower, lower, lower, "exact: as many probes as the state has numbers"
+        return (
+            lower,
+            lower,
+            lower,
+            "exact but for rounding: as many probes as the state has numbers",
+        )
     upper = np.maximum(gaussian + upper_margin(k, delta), lower)
     estimate = np.minimum(lower + (1 - ratio**2) * expected_shortfall(N, k), upper)
     estimate[0] = upper[0] = 0.0
@@ -225,7 +233,8 @@ def growth_from(
 
     Notes
     -----
-    Bounds as `JacobianStream`'s (spectral.md section 1), for every state on the way.
+    Bounds as `JacobianStream`'s (spectral.md section 1), for every state on the way.  What a
+    product such as A^-n A^n loses in rounding they do not see; `log_norm` does (`condition`).
 
     Examples
     --------

@@ -80,9 +80,12 @@ def carry(
     rows: np.ndarray,
     watch: Callable[[Stretch], None] | None = None,
     history: bool = False,
+    apart: float = 0.25,
 ) -> Carried:
     """Push orthonormal rows (k,N) from state `start` to `stop`, or pull them if it lies before.
 
+    In a stretch the rows' growth may differ by a factor of eps^-apart, and so much of the accuracy
+    of what grows least may be lost.
     A chain with NaN gives NaN; a product that is zero an empty factor, e = EMPTY.
     """
     k, forward = len(rows), stop >= start
@@ -92,7 +95,7 @@ def carry(
     limit = 0.7 * math.log(float(info.max))  # nats a stretch may grow or shrink by
     if history:  # of which float64 is to hold the squares
         limit = min(limit, 0.4 * math.log(sys.float_info.max))
-    room = -0.25 * math.log(float(info.eps))  # nats its rows may grow apart
+    room = -apart * math.log(float(info.eps))  # nats its rows may grow apart
     frame, at, left, n = np.ascontiguousarray(rows, chain.dtype), start, abs(stop - start), 1
     while left:
         n = min(n, left)

@@ -124,7 +124,6 @@ def textbook_bounds(
     Parameters
     ----------
     chain : Chain
-        Of square Jacobians.
     t, s : int
         0 <= s <= t <= T; t = None is T.
     lag : int
@@ -149,18 +148,23 @@ def textbook_bounds(
     >>> round(bounds.steps / math.log(2), 3), round(abs(bounds.windows), 3)
     (16.0, 0.0)
     """
-    chain = checked(chain, square=True)
+    chain = checked(chain)
     t, s = chain.window(t, s)
     lag = checks.size(lag, "lag")
     generator = checks.generator(rng)
-    n = t - s
+    n, square = t - s, len(chain.sizes()) == 1
+
+    def norms(firsts: np.ndarray, lag: int) -> np.ndarray:
+        if square:
+            return window_sweeps(chain, lag, firsts, generator)
+        one_by_one = [log_norm(chain, r + lag, r, delta=1e-9, rng=generator) for r in firsts]
+        return np.array([norm.upper for norm in one_by_one])
 
     def total(lag: int) -> float:
         whole = np.arange(s, s + n // lag * lag, lag)
-        nats = float(window_sweeps(chain, lag, whole, generator).sum()) if len(whole) else 0.0
+        nats = float(norms(whole, lag).sum()) if len(whole) else 0.0
         if n % lag:
-            rest = np.array([s + n // lag * lag])
-            nats += float(window_sweeps(chain, n % lag, rest, generator)[0])
+            nats += float(norms(np.array([s + n // lag * lag]), n % lag)[0])
         return nats
 
     classical = n * chain.classical_rate if isinstance(chain, TraceChain) else math.nan

@@ -279,7 +279,7 @@ class JacobianStream:
     def _note(self) -> str:
         k, N = self.probes, len(self._V)
         if k == N:
-            return "exact: as many probes as the state has numbers"
+            return "exact but for rounding: as many probes as the state has numbers"
         mean = (
             f"lower + {expected_shortfall(N, k):.2f} nats, the mean shortfall of {k} probes of {N}"
         )
