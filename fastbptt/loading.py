@@ -21,7 +21,7 @@ def plain(y: Any, name: str) -> Any:
     try:
         for method in ("detach", "cpu", "numpy"):
             y = getattr(y, method)() if hasattr(y, method) else y
-    except TypeError as error:  # bfloat16, which NumPy has not
+    except (TypeError, NotImplementedError) as error:  # bfloat16, which NumPy has not; device meta
         raise TypeError(f"{name}: expected float32 or float64, got {y.dtype}: {error}") from None
     return y
 

@@ -270,8 +270,8 @@ def test_second_derivatives_are_refused_in_words():
         (torch.zeros(3, 2, 4, 1), None, ValueError, "2D or 3D, got 4D"),
         (torch.zeros(4), None, ValueError, "2D or 3D, got 1D"),
         (torch.zeros(3, 2, 4), torch.zeros(1, 3, 6), RuntimeError, "hidden"),
-        (torch.zeros(3, 2, 4), torch.zeros(2, 6), RuntimeError, "hx should also be 3-D"),
-        (torch.zeros(3, 4), torch.zeros(1, 2, 6), RuntimeError, "hx should also be 2-D"),
+        (torch.zeros(3, 2, 4), torch.zeros(2, 6), RuntimeError, "3-D but got 2-D tensor$"),
+        (torch.zeros(3, 4), torch.zeros(1, 2, 6), RuntimeError, "2-D but got 3-D tensor$"),
         (torch.zeros(3, 2, 4), torch.zeros(1, 2, 6).double(), ValueError, "hx"),
     ],
 )

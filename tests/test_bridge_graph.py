@@ -99,6 +99,38 @@ def test_batches_of_gradients_are_refused_in_words():
         torch.autograd.grad(output, x, many, is_grads_batched=True)
 
 
+@pytest.mark.parametrize("options", [
+    {"nonlinearity": "relu"}, {"num_layers": 2, "bidirectional": True}, {"bias": False},
+    {"batch_first": True, "dtype": torch.float64, "num_layers": 2, "dropout": 0.5},
+])  # fmt: skip
+@pytest.mark.parametrize("lib", [torch.nn, bridge])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nets_of_modules(lib, kind, options):
+    if kind != "RNN":
+        options = {name: y for name, y in options.items() if name != "nonlinearity"}
+    module = getattr(lib, kind)(3, 5, **options).eval()
+    net = bridge.from_module(module)
+    x = torch.randn(4, 2, 3, dtype=options.get("dtype", torch.float32))
+    output, state = module(x)
+    own, end = net(x.numpy())
+    near = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(torch.from_numpy(own), output.detach(), **near)
+    for y, wanted in zip(*((s if kind == "LSTM" else (s,)) for s in (end, state)), strict=True):
+        torch.testing.assert_close(torch.from_numpy(y), wanted.detach(), **near)
+    with torch.no_grad():
+        module.weight_hh_l0 += 1
+    assert not torch.equal(torch.from_numpy(net(x.numpy())[0]), module(x)[0])  # a copy
+
+
+def test_what_makes_no_net():
+    with pytest.raises(TypeError, match=r"expected a torch.nn.RNN, GRU or LSTM, got Linear"):
+        bridge.from_module(torch.nn.Linear(3, 4))
+    with pytest.raises(NotImplementedError, match="module: proj_size=2"):
+        bridge.from_module(torch.nn.LSTM(3, 4, proj_size=2))
+    with pytest.raises(NotImplementedError, match=r"module: weight_ih_l0 is of torch.float16"):
+        bridge.from_module(torch.nn.GRU(3, 4).half())
+
+
 def test_restore_names_what_it_leaves_alone():
     model = bridge.accelerate(torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.RNN(4, 5)))
     torch.nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")

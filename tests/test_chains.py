@@ -197,6 +197,15 @@ class _Users(fb.Chain):
         return rows
 
 
+@pytest.mark.parametrize(("name", "call"), [("push", r"push\(0, 1"), ("pull", r"pull\(5, 4")])
+def test_a_users_own_chain_of_a_wrong_width(monkeypatch, name, call):
+    own = getattr(_Users, name)
+    monkeypatch.setattr(_Users, name, lambda *args: own(*args)[:, :-1])
+    chain = _Users([np.eye(20)] * 5)
+    with pytest.raises(ValueError, match=rf"chain: expected {call}, block\) to return .*, 19\)$"):
+        fb.log_norm(chain, method="lanczos")
+
+
 def test_a_users_own_chain_and_rectangular_matrices():
     rng = np.random.default_rng(15)
     sizes = [20, 31, 18, 40, 25]

@@ -2,7 +2,8 @@
 
 `RNN`, `GRU` and `LSTM` are torch.nn's classes with another forward: constructor, parameters,
 initialisation and `state_dict` are inherited.  `accelerate(model)` makes them of a model's own
-layers, in place, and `restore(model)` undoes it.
+layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net of fastbptt, for
+`fb.diagnose`, traces and chains of Jacobians.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import networks
+from ..loading import from_state_dict
 from ..network import Network
 from .torch_autograd import Layers, array, tensor, threads, under_functorch
 
@@ -57,6 +59,17 @@ def _states(hx: Any, pair: bool) -> tuple[torch.Tensor, ...]:
         if not isinstance(y, torch.Tensor):
             raise TypeError(f"hx: expected a Tensor, got {type(y).__name__}")
     return states
+
+
+def _of_rank(states: tuple[torch.Tensor, ...], rank: int, which: str) -> None:
+    """States of as many dimensions as the input, or torch.nn's error."""
+    if any(y.dim() != rank for y in states):
+        names = "hx" if len(states) == 1 else "hx and cx"
+        got = ", ".join(f"{y.dim()}-D" for y in states)
+        got = f"{got} tensor" if len(states) == 1 else f"({got}) tensors"
+        raise RuntimeError(
+            f"For {which} {rank}-D input, {names} should also be {rank}-D but got {got}"
+        )
 
 
 def _transform(*given: torch.Tensor) -> str | None:
@@ -114,7 +127,7 @@ class _Recurrent(torch.nn.RNNBase):
         if y.dtype != (dtype := weights["weight_ih_l0"].dtype):
             raise ValueError(
                 f"{name} must have the same dtype as weight, got {name} {y.dtype} and weight "
-                f"{dtype}"
+                f"{dtype}; convert it by {name}.to({dtype}), or the module by .to({y.dtype})"
             )
 
     @torch.compiler.disable  # a compiled model runs this layer between two of its graphs
@@ -152,11 +165,10 @@ class _Recurrent(torch.nn.RNNBase):
         for y, name in [(data, "input"), *((y, "hx") for y in states)]:
             self._checked(y, name, weights)
         if not batched:
-            if any(y.dim() != 2 for y in states):
-                raise RuntimeError("For unbatched 2-D input, hx should also be 2-D")
+            _of_rank(states, 2, "unbatched")
             states = tuple(y.unsqueeze(1) for y in states)
-        elif any(y.dim() != 3 for y in states):
-            raise RuntimeError("For batched 3-D input, hx should also be 3-D")
+        else:
+            _of_rank(states, 3, "batched")
 
         lengths = None
         if packed:
@@ -247,6 +259,44 @@ class LSTM(_Recurrent, torch.nn.LSTM):
 
 
 _TWINS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
+
+
+def from_module(module: torch.nn.RNNBase) -> Network:
+    """The net that a layer of torch.nn or of the bridge is, with a copy of its parameters.
+
+    Parameters
+    ----------
+    module : torch.nn.RNN, torch.nn.GRU or torch.nn.LSTM
+        On the CPU, in float32 or float64.  Its dropout is left out, as in `eval()`.
+
+    Returns
+    -------
+    RNN, GRU or LSTM
+        Of fastbptt.
+
+    Raises
+    ------
+    TypeError
+        If it is no such layer.
+    NotImplementedError
+        For projections, other devices and other dtypes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastbptt.bridges.torch import from_module
+    >>> from_module(torch.nn.RNN(3, 5, nonlinearity="relu", batch_first=True))
+    RNN(3, 5, nonlinearity='relu', batch_first=True, dtype=float32)
+    """
+    if not isinstance(module, torch.nn.RNNBase):
+        got = type(module).__name__
+        raise TypeError(f"module: expected a torch.nn.RNN, GRU or LSTM, got {got}")
+    weights = {name: getattr(module, name) for name in module._flat_weights_names}
+    if (reason := _refusal(module, weights)) is not None:
+        raise NotImplementedError(f"module: {reason}")
+    kind, _, nonlinearity = module.mode.lower().partition("_")
+    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    return from_state_dict(weights, kind.upper(), batch_first=module.batch_first, **options)
 
 
 def accelerate(model: torch.nn.Module) -> torch.nn.Module:

@@ -108,6 +108,11 @@ def carry(
             else:
                 raw = chain.push(at, to, frame) if forward else chain.pull(at, to, frame)
         after = np.array(raw, chain.dtype, order="C")
+        if after.shape != (k, chain.size(to)):
+            raise ValueError(
+                f"chain: expected {'push' if forward else 'pull'}({at}, {to}, block) to return "
+                f"shape {(k, chain.size(to))}, got {after.shape}"
+            )
         finite, extreme, spread, largest = settle(after, R, e)
         if not finite and n == 1:
             R[:] = np.triu(np.full((k, k), np.nan))
