@@ -161,7 +161,7 @@ def _none(width: int, dtype: np.dtype) -> np.ndarray:
     return np.empty((0, width), dtype)
 
 
-_ARRAYS = ("x", "h", "c", "_a")  # of a pass, all that grow with its steps
+_ARRAYS = ("h", "c", "_a")  # of a pass, all that it makes
 
 
 class LayerPass:
@@ -303,18 +303,21 @@ class LayerPass:
         return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
 
     def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
-        """This pass without its arrays, and those; `put_together` makes of both what it was."""
+        """This pass without x and what it made, and that; `put_together` has it back."""
         shell = copy.copy(self)
+        del shell.x
         arrays = [vars(shell).pop(name) for name in _ARRAYS if getattr(self, name).size]
         return shell, arrays
 
-    def put_together(self, arrays: Iterator[np.ndarray]) -> "LayerPass":
+    def put_together(
+        self, layer: Layer, x: np.ndarray, arrays: Iterator[np.ndarray]
+    ) -> "LayerPass":
         """The pass that was `taken_apart`, from the next of its arrays or of copies of them."""
         whole = copy.copy(self)
+        whole.layer, whole.x = layer, checks.read_only(x)
         for name in _ARRAYS:
             if name not in vars(self):
                 setattr(whole, name, next(arrays))
-        whole.x = checks.read_only(whole.x)
         return whole
 
     def kept_states(self) -> tuple[np.ndarray, ...]:

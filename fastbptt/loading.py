@@ -21,8 +21,10 @@ def plain(y: Any, name: str) -> Any:
     try:
         for method in ("detach", "cpu", "numpy"):
             y = getattr(y, method)() if hasattr(y, method) else y
-    except (TypeError, NotImplementedError) as error:  # bfloat16, which NumPy has not; device meta
-        raise TypeError(f"{name}: expected float32 or float64, got {y.dtype}: {error}") from None
+    except (TypeError, RuntimeError) as error:  # bfloat16, device meta, conjugate or sparse
+        raise TypeError(
+            f"{name}: expected a dense tensor of float32 or float64, got {y.dtype}: {error}"
+        ) from None
     return y
 
 

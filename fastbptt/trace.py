@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,21 +94,26 @@ class Trace:
         D = len(sequences)
         self._weights, self._layout, self._T, self._B = weights, layout, T, B
         self._sequences = sequences
-        self._passes: list[LayerPass] = []
-        y = x
-        for first in range(0, len(weights.layers), D):
-            passes = []
-            for direction, one in enumerate(sequences):
-                n = first + direction
-                # a layer alone reads the rows of the one below where they lie
-                below = D == 1 and first > 0
-                rows = self._passes[n - 1].h[one.N :] if below else one.gather(y)
-                begin = _of(state, n)
-                passes.append(LayerPass(weights.layers[n], rows, one, begin, keep))
-            if D > 1 or first + D == len(weights.layers):
-                y = self._side_by_side(passes)
-            self._passes += passes
-        self.output = checks.read_only(layout.as_given(y))
+        self._passes: list[LayerPass]
+
+        def pass_of(n: int, rows: np.ndarray) -> LayerPass:
+            return LayerPass(weights.layers[n], rows, sequences[n % D], _of(state, n), keep)
+
+        self._run(x, pass_of)
+        self.output = checks.read_only(layout.as_given(self._side_by_side(self._passes[-D:])))
+
+    def _run(self, x: np.ndarray, pass_of: Callable[[int, np.ndarray], LayerPass]) -> None:
+        """Make all passes, by pass_of(n, rows of what it reads)."""
+        self._passes, D, y = [], len(self._sequences), x
+        for first in range(0, len(self._weights.layers), D):
+            if D > 1 and first > 0:
+                y = self._side_by_side(self._passes[-D:])
+            # a layer alone reads the rows of the one below where they lie
+            below = self._passes[-1] if D == 1 and first > 0 else None
+            self._passes += [
+                pass_of(first + d, below.h[one.N :] if below else one.gather(y))
+                for d, one in enumerate(self._sequences)
+            ]
 
     @functools.cached_property
     def state(self) -> Any:
@@ -268,7 +273,7 @@ class Trace:
         return steps
 
     def taken_apart(self) -> tuple["Trace", list[np.ndarray]]:
-        """This trace without what it keeps, and that: the arrays that grow with its steps.
+        """This trace without what it keeps, and that: x left out, the arrays that grow with T.
 
         Whoever has the arrays (PyTorch's graph, say, which frees or offloads them) can have the
         trace again, by `put_together`.
@@ -280,10 +285,16 @@ class Trace:
         shell._passes = [one for one, _ in passes]
         return shell, [y for _, arrays in passes for y in arrays]
 
-    def put_together(self, arrays: Iterable[np.ndarray]) -> "Trace":
-        """The trace that was `taken_apart`, but for `output`, from its arrays or copies of them."""
+    def put_together(
+        self, x: np.ndarray, arrays: Iterable[np.ndarray], weights: Weights | None = None
+    ) -> "Trace":
+        """The trace that was `taken_apart`, but for `output`, from its arrays or copies of them.
+
+        x (T,B,I) is what it read, `weights` those of another pass that made the arrays again.
+        """
         whole, in_order = copy.copy(self), iter(arrays)
-        whole._passes = [one.put_together(in_order) for one in self._passes]
+        whole._weights = own = weights or self._weights
+        whole._run(x, lambda n, y: self._passes[n].put_together(own.layers[n], y, in_order))
         return whole
 
     def chain(self, batch: int = 0) -> TraceChain:

@@ -1,7 +1,7 @@
 """The parameters of a net, unchangeable, and their packed copies."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,13 @@ class Weights:
         ]
         self.dtype = self.layers[0].dtype
         self.hidden_size = self.layers[0].hidden_size
+
+    def having(self, arrays: Sequence[np.ndarray]) -> "Weights":
+        """These, if the arrays are theirs, or others of the same cell."""
+        given = dict(zip(self.arrays, arrays, strict=True))
+        if all(np.array_equal(self.arrays[name], y) for name, y in given.items()):
+            return self
+        return Weights(given, self.design, self.layers[0].make)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The arrays alone: NumPy's own copies and pickles of them could be written to."""

@@ -91,6 +91,45 @@ def test_checkpoints_and_hooks_have_what_the_graph_keeps(kind):
     assert held == [before, before]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_may_turn_what_they_hold(kind):
+    def turned(y):
+        return y.mT.contiguous() if y.dim() == 2 else y.clone()
+
+    def around(module, x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            turned, lambda y: y.mT if y.dim() == 2 else y
+        ):
+            return module(x)
+
+    assert all(map(torch.equal, passes(kind, around)[1], passes(kind)[1]))
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.double, lambda y: y[:-1]])
+def test_hooks_that_return_others_are_named(change):
+    module, x = bridge.LSTM(3, 5), torch.ones(4, 2, 3)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda y: y, lambda y: change(y) if y.shape == (10, 8) else y
+    ):
+        output = module(x)[0]
+    with pytest.raises(RuntimeError, match=r"a hook of saved tensors returned .* as saved$"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_whose_weights_change_has_the_gradients_of_its_second_pass(kind):
+    torch.manual_seed(0)
+    module = getattr(bridge, kind)(2, 4, 2, dtype=torch.float64)
+    x = torch.randn(5, 3, 2, dtype=torch.float64)
+    output = checkpoint(module, x, use_reentrant=False)[0]
+    with torch.no_grad():
+        for y in module.parameters():
+            y *= 1.5
+    got = torch.autograd.grad(output.sum(), list(module.parameters()))
+    wanted = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+    assert all(map(torch.equal, got, wanted))
+
+
 def test_batches_of_gradients_are_refused_in_words():
     x = torch.ones(4, 2, 3, requires_grad=True)
     output = bridge.GRU(3, 5)(x)[0]

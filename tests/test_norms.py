@@ -13,6 +13,7 @@ from products import DTYPES, METHODS, eps_of, orthogonal, permuted, rank_one
 from strategies import dtypes
 
 import fastbptt as fb
+from fastbptt.kernels import frames
 from fastbptt.spectral.norm import room_of
 
 
@@ -178,6 +179,35 @@ def test_exponents_of_a_chain_with_a_nan_in_it():
     stream = fb.JacobianStream(net, probes=2)
     stream.update(x)
     assert math.isnan(fb.lyapunov_spectrum(stream).entropy_rate)
+
+
+@pytest.mark.parametrize("diagonal", [[0.25, 4.0], [0.0, 4.0], [0.0, 1.0, 4.0], [1e-3, 0.5, 1.0]])
+def test_growth_that_rises_by_more_than_float64_reaches(diagonal):
+    """Rows of zeros but for one: what is 0 has no exponent, however large the other's."""
+    T = 1000
+    chain = fb.MatrixChain(np.stack([np.diag(diagonal)] * T))
+    with np.errstate(divide="ignore"):
+        nats = T * np.log(np.sort(diagonal)[::-1])
+    assert_allclose(fb.log_singular_values(chain), nats, rtol=1e-12, atol=1e-9)
+    for method in METHODS:
+        got = fb.log_norm(chain, method=method, probes=len(diagonal))
+        assert_allclose([got.lower, got.estimate], nats[0], atol=1e-3)
+    curve = fb.growth_from(chain)
+    assert_allclose(curve.lower, np.arange(T + 1) * nats[0] / T, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 1022, 1023, 1024, 1025, 1026, 1100, 2047, 5000, 10**9])
+def test_factors_of_any_two_sizes(n):
+    R, row = np.eye(2), np.empty(2)
+    for sizes in ([0, n], [n, 0], [-n, 0]):
+        U, e = np.eye(2), np.array(sizes)
+        frames.multiply_factor(R, U, e, row)
+        assert (0.5 * np.eye(2) == U).all()
+        assert e.tolist() == [one + 1 for one in sizes]
+        frames.multiply_factor(np.array([[1.0, 1.0], [0.0, 0.0]]), U, e, row)
+        assert np.isfinite(U).all()
+        assert (U[1] == 0).all()
+        assert e[1] == frames.EMPTY
 
 
 def test_a_product_that_loses_its_rank():

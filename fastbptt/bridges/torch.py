@@ -116,9 +116,8 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _checked(self, y: torch.Tensor, name: str, weights: dict[str, torch.Tensor]) -> None:
         """What torch.nn's own checks leave to the kernels."""
-        reason, own = _refusal(self, weights), _refusal_of(y)
-        if reason is not None or own is not None:
-            raise NotImplementedError(f"fastbptt: {reason or f'{name} {own}'}")
+        if (reason := _refusal_of(y)) is not None:
+            raise NotImplementedError(f"fastbptt: {name} {reason}")
         if torch.is_autocast_enabled("cpu"):
             raise NotImplementedError(
                 "fastbptt: autocast asks for half precision; leave it by "
@@ -162,6 +161,8 @@ class _Recurrent(torch.nn.RNNBase):
                 f"fastbptt: {what} are not implemented; use torch.nn's own layer, which "
                 "fastbptt.bridges.torch.restore(model) brings back"
             )
+        if (reason := _refusal(self, weights)) is not None:
+            raise NotImplementedError(f"fastbptt: {reason}")
         for y, name in [(data, "input"), *((y, "hx") for y in states)]:
             self._checked(y, name, weights)
         if not batched:

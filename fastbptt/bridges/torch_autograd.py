@@ -5,6 +5,7 @@ offloads them or has them made again as its hooks and checkpoints say.
 """
 
 import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..openmp import OpenMP
 from ..threads import num_threads
 from ..trace import Trace
 
+_numbers = itertools.count()  # of passes: a checkpoint's second one has another
 _openmp = OpenMP.found()
 # Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
 _WORTH_SHARING = 5e8
@@ -28,13 +30,6 @@ def array(y: torch.Tensor) -> np.ndarray:
 def tensor(y: np.ndarray) -> torch.Tensor:
     """The array's memory as a tensor, contiguous as torch.nn's results are."""
     return torch.from_numpy(np.ascontiguousarray(y))
-
-
-def _writeable(y: np.ndarray) -> torch.Tensor:
-    """The array's memory as a tensor that no one writes to: torch knows none that are read-only."""
-    view = y.view()
-    view.flags.writeable = True
-    return torch.from_numpy(view)
 
 
 def under_functorch() -> bool:
@@ -69,12 +64,15 @@ class Layers(torch.autograd.Function):
         states = tuple(array(y) for y in tensors[:parts])
         with threads(net, x):
             trace = net.trace(array(x), states if parts > 1 else states[0], lengths)
+        results = _results(trace)
         ctx.trace, kept = trace.taken_apart()
-        ctx.net, ctx.given = net, len(tensors)
+        ctx.net, ctx.parts, ctx.given, ctx.number = net, parts, len(tensors), next(_numbers)
+        ctx.kept = [(y.shape, y.dtype) for y in kept]
         ctx.set_materialize_grads(False)
         # what was given as well, so that changes of it in place are noticed
-        ctx.save_for_backward(x, *tensors, *(_writeable(y) for y in kept))
-        return _results(trace)
+        saved = (torch.from_numpy(y) for y in kept)
+        ctx.save_for_backward(x, *tensors, torch.from_numpy(np.array(ctx.number)), *saved)
+        return results
 
     @staticmethod
     def backward(
@@ -82,7 +80,7 @@ class Layers(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         """BPTT, for what is wanted."""
         x, *saved = ctx.saved_tensors
-        tensors, kept = saved[: ctx.given], saved[ctx.given :]
+        tensors, number, kept = saved[: ctx.given], saved[ctx.given], saved[ctx.given + 1 :]
         given = [y for y in (d_output, *d_states) if y is not None]
         if under_functorch() or any(torch._C._functorch.is_legacy_batchedtensor(y) for y in given):
             raise NotImplementedError(
@@ -90,7 +88,15 @@ class Layers(torch.autograd.Function):
                 "call backward for each, or use torch.nn's own layer, which "
                 "fastbptt.bridges.torch.restore(model) brings back"
             )
-        trace = ctx.trace.put_together(map(array, kept))
+        arrays = [np.ascontiguousarray(array(y)) for y in kept]  # hooks may turn them
+        if (got := [(y.shape, y.dtype) for y in arrays]) != ctx.kept:
+            raise RuntimeError(
+                f"fastbptt: a hook of saved tensors returned {got}, expected {ctx.kept} as saved"
+            )
+        weights = None
+        if number != ctx.number:  # of a checkpoint, whose weights may be others
+            weights = ctx.net.weights.having([array(y) for y in tensors[ctx.parts :]])
+        trace = ctx.trace.put_together(array(x), arrays, weights)
         gradients = _gradients(ctx, trace, x, d_output, d_states, tensors)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [

@@ -158,7 +158,7 @@ def multiply_factor(R, U, e, row):
         for j in range(k):
             row[j] = 0
         for m in range(i, k):
-            if e[m] > EMPTY:
+            if R[i, m] != 0 and e[m] > EMPTY:  # else `top` may lie below e[m], however far
                 # no farther down: so little adds nothing
                 weight = _scaled(R[i, m], max(e[m] - top, -2044))
                 for j in range(m, k):

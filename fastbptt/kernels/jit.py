@@ -144,19 +144,27 @@ class _Part:
     the kernels' code is in the cache, `import fastbptt` took a fifth longer.
     """
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, func: Callable[..., Any], flags: dict[str, Any]) -> None:
-        self.__wrapped__, self.__doc__ = func, func.__doc__
+        functools.update_wrapper(self, func)
         self._flags = {**flags, "pipeline_class": _PartCompiler, "no_cpython_wrapper": True}
 
     def __call__(self, *args: Any, **kws: Any) -> None:
         name = self.__wrapped__.__name__
         raise TypeError(f"{name} is a part of other kernels and has no code of its own to call")
 
+    def __reduce__(self) -> str:
+        """Where it is found: pickles name it, as they name functions."""
+        return self.__wrapped__.__qualname__
+
     @functools.cached_property
     def _dispatcher(self) -> Any:
         """Made under the lock of Numba's compiler, and so once."""
         dispatcher = _numbas(self.__wrapped__, self._flags, NullCache())
-        dispatcher._insert = lambda *args, **kws: None  # what Python may call: nothing
+        # what Python may call: nothing
+        dispatcher._insert = lambda *args, **kws: None
+        dispatcher._compile_for_args = self.__call__
         return dispatcher
 
     @property

@@ -46,7 +46,8 @@ def log_singular_values(chain: Chain, t: int | None = None, s: int = 0) -> np.nd
     relative accuracy as large ones (D. E. Stewart 1997; Demmel and Veselic 1992).  Memory N².
     In float64, 60 random matrices are 1e-13 nats off.  Where a small change of one matrix moves a
     value far, rounding does too: 1e-6 nats of 60 Jordan blocks of 16 units.  `log_norm` knows how
-    far that is for the largest (`condition`).
+    far that is for the largest (`condition`).  What lies in one row of the factor farther apart
+    than float64 reaches, e^700, is lost: -inf for the smaller values.
 
     Examples
     --------
