@@ -239,9 +239,26 @@ class CompiledChain(Chain):
         after, a = pieces(_places(self.dtype, (now.shape, (len(now), wide))))
         return after, a
 
+    def _check(self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool) -> None:
+        """What kernels do not: steps that there are, and rows (G,k,N) of the states' size."""
+        T, G = len(self), len(firsts)
+        if G == 0:
+            return
+        low, high = (firsts[0], firsts[0]) if G == 1 else (firsts.min(), firsts.max())
+        least, most = (0, T - count) if forward else (count, T)
+        if count < 0 or not least <= low <= high <= most:
+            raise ValueError(
+                f"chain: expected steps within 0 .. {T}, got {count} {'on' if forward else 'back'} "
+                f"from {low} .. {high}"
+            )
+        wanted = self.size(int(low))
+        if rows.ndim != 3 or len(rows) != G or rows.shape[2] != wanted:
+            raise ValueError(f"rows: expected {G} groups (k, {wanted}), got shape {rows.shape}")
+
     def _run(
         self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool, record: bool
     ) -> Any:
+        self._check(firsts, count, rows, forward)
         groups, k, N = rows.shape
         now = self._rows(rows.reshape(groups * k, N))
         kept = aligned((count if record else 0, *now.shape), self.dtype)
@@ -358,6 +375,7 @@ class MatrixChain(CompiledChain):
     ) -> Any:
         if self._chain is not None:
             return super()._run(firsts, count, rows, forward, record)
+        self._check(firsts, count, rows, forward)
         groups, kept = [], []
         for first, y in zip(firsts.tolist(), rows, strict=True):
             for i in range(count):

@@ -256,6 +256,7 @@ class LayerPass:
         per_step: bool,
     ) -> LayerGradients:
         """BPTT from dy (S,Hp), zeros in its padding, and d_state (B,H) each, zeros if None."""
+        self._clear_padding()
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
@@ -301,6 +302,17 @@ class LayerPass:
         bring_back(needed, working)
         parameters = layer.parameter_gradients(dw_ih, dw_hh, db)
         return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
+
+    def _clear_padding(self) -> None:
+        """Zeros beyond the units: 0 · inf, of an x with infinite numbers, is NaN there.
+
+        The way back multiplies by it, and would spread it over all units and to earlier steps.
+        """
+        H, Hp = self.layer.hidden_size, self.layer.sizes.Hp
+        if Hp > H:
+            self.h[:, H:] = self.c[:, H:] = 0
+            for slot in range(self.layer.design.slots.width):
+                self._a[:, slot * Hp + H : (slot + 1) * Hp] = 0
 
     def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
         """This pass without x and what it made, and that; `put_together` has it back."""

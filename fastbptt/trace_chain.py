@@ -52,6 +52,8 @@ class TraceChain(CompiledChain):
                     factors,
                     (t0 * L + l, L),
                 )
+        # 0 · inf, of an x with infinite numbers, is NaN, which the way back would spread
+        factors.reshape(len(factors), -1, Hp)[:, :, H:] = 0
         self._chain = kernels.Linearised(
             weights.stacked_cell,
             weights.stacked_adjoint_cell,
@@ -139,6 +141,8 @@ class TraceChain(CompiledChain):
         steps (n,): r; cotangents (n,N): u_r; tangents (n,N): v_{r-1}; weight (n,).  Returns (G·H,H)
         in float64, of several layers (L,G·H,H).
         """
+        self._check(steps, 1, cotangents[:, None], forward=False)
+        self._check(steps - 1, 1, tangents[:, None], forward=True)
         design, L, H = self._weights.design, self._chain.layers, self._H
         slots = design.slots
         total = np.zeros((L, len(design.h_gates), H, H))

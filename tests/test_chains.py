@@ -197,6 +197,53 @@ class _Users(fb.Chain):
         return rows
 
 
+def compiled_chains():
+    net = fb.RNN(2, 5, rng=0, dtype=np.float64)
+    rectangular = fb.MatrixChain([np.ones((3, 5)), np.ones((5, 3)), np.eye(5), np.eye(5)])
+    square = fb.MatrixChain(np.ones((4, 5, 5)))
+    return [net.trace(np.ones((4, 2))).chain(), square, rectangular]
+
+
+@pytest.mark.parametrize("chain", compiled_chains())
+def test_what_kernels_cannot_refuse_is_refused_before(chain):
+    """Each of these would read or write beyond an array."""
+    rows, one = np.ones((2, 5)), np.array([0])
+    for call in (
+        lambda: chain.push(0, 5, rows),
+        lambda: chain.push(-1, 3, rows),
+        lambda: chain.push(4, 3, rows),
+        lambda: chain.pull(6, 0, rows),
+        lambda: chain.pull(4, -1, rows),
+        lambda: chain.history(0, 10**6, rows),
+        lambda: chain.history(5, 0, rows),
+        lambda: chain.push_groups(np.array([0, 4]), 1, rows[:, None]),
+        lambda: chain.pull_groups(np.array([0, 4]), 1, rows[:, None]),
+    ):
+        with pytest.raises(ValueError, match=r"chain: expected steps within 0 \.\. 4, got"):
+            call()
+    for call in (
+        lambda: chain.push(0, 1, rows[:, :4]),
+        lambda: chain.push(0, 1, np.ones((5, 2))),
+        lambda: chain.pull(4, 3, rows[:1, :1]),
+        lambda: chain.history(0, 2, np.ones((2, 6))),
+        lambda: chain.push_groups(one, 1, rows),
+        lambda: chain.push_groups(one, 1, np.ones((2, 2, 5))),
+        lambda: chain.push(0, 1, rows[0]),
+    ):
+        with pytest.raises(ValueError, match=r"rows: expected 1 groups \(k, 5\), got shape"):
+            call()
+    assert chain.push(4, 4, rows).shape == (2, 5)
+
+
+def test_gradients_by_the_weights_of_steps_that_are_not_there():
+    chain, rows = compiled_chains()[0], np.ones((1, 5))
+    for step in (0, 5):
+        with pytest.raises(ValueError, match="chain: expected steps"):
+            chain.weight_gradient(np.array([step]), rows, rows, np.ones(1))
+    with pytest.raises(ValueError, match="rows: expected"):
+        chain.weight_gradient(np.array([1]), rows, rows[:, :4], np.ones(1))
+
+
 @pytest.mark.parametrize(("name", "call"), [("push", r"push\(0, 1"), ("pull", r"pull\(5, 4")])
 def test_a_users_own_chain_of_a_wrong_width(monkeypatch, name, call):
     own = getattr(_Users, name)

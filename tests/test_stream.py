@@ -472,3 +472,25 @@ class TestBadInput:
         with pytest.raises(OSError, match="folder"):
             stream.save(folder)
         assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block_count", 128),
+        ("block_count", -7),
+        ("interval", 0),
+        ("since", -1),
+        ("block_length", 0),
+    ],
+)
+def test_a_file_with_counts_that_no_stream_has_is_refused(tmp_path, name, value):
+    """Kernels find their places in memory by them."""
+    stream = fb.JacobianStream(fb.RNN(3, 5, rng=0), probes=3)
+    stream.update(np.ones((9, 2, 3), np.float32))
+    stream.save(tmp_path / "stream.npz")
+    arrays = dict(np.load(tmp_path / "stream.npz"))
+    arrays[f"carried.{name}"][1] = value
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=r"other\.npz: not a saved .* \(expected counts"):
+        fb.JacobianStream.load(tmp_path / "other.npz")

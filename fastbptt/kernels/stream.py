@@ -51,6 +51,13 @@ class Stream(NamedTuple):
     block_count: np.ndarray  # (B,)
     block_length: np.ndarray  # (B,)
 
+    def sound(self) -> bool:
+        """Whether its counts are such as the kernels leave: they find their places by them."""
+        known = (self.block_count >= 0) & (self.block_count < BLOCKS) & (self.block_length >= 1)
+        known &= (self.interval >= 1) & (self.interval <= LONGEST)
+        known &= (self.since >= 0) & (self.running_steps >= 0)
+        return bool(known.all() and (self.block_steps >= 0).all())
+
 
 class Work(NamedTuple):
     """Work space, and the panel again: the states of L layers side by side, each h and then c."""

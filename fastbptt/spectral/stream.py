@@ -390,10 +390,11 @@ class JacobianStream:
             assert stream._carried is not None
             for name, y in stream._carried._asdict().items():
                 y[...] = checks.shaped(arrays[f"carried.{name}"], name, y.dtype, y.shape)
+            if not stream._carried.sound() or stream._curve_stride < 1:
+                raise ValueError("expected counts that a stream can have")
             curve = [arrays[f"curve.{name}"] for name in BlockNorms._fields]
-            steps = arrays["curve.steps"]
+            steps = arrays["curve.steps"].tolist()
             for y in curve:
-                checks.shaped(y, "curve", np.dtype(float), (steps.size, B))
-            points = zip(steps.tolist(), *curve, strict=True)
-            stream._curve = [(t, BlockNorms(*norms)) for t, *norms in points]
+                checks.shaped(y, "curve", np.dtype(float), (len(steps), B))
+            stream._curve = [(t, BlockNorms(*y)) for t, *y in zip(steps, *curve, strict=True)]
         return stream
