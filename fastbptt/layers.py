@@ -225,6 +225,8 @@ class LayerPass:
                 share(partial(run, t0, t1), sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
+        if keep:
+            self._clear_padding()
 
     def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
         """Steps of a call of a kernel that does `work` times what a forward pass does."""
@@ -256,7 +258,6 @@ class LayerPass:
         per_step: bool,
     ) -> LayerGradients:
         """BPTT from dy (S,Hp), zeros in its padding, and d_state (B,H) each, zeros if None."""
-        self._clear_padding()
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts

@@ -67,7 +67,7 @@ class Layers(torch.autograd.Function):
         results = _results(trace)
         ctx.trace, kept = trace.taken_apart()
         ctx.net, ctx.parts, ctx.given, ctx.number = net, parts, len(tensors), next(_numbers)
-        ctx.kept = [(y.shape, y.dtype) for y in kept]
+        ctx.kept = [(y.shape, y.dtype) for y in (array(x), *kept)]
         ctx.set_materialize_grads(False)
         # what was given as well, so that changes of it in place are noticed
         saved = (torch.from_numpy(y) for y in kept)
@@ -88,7 +88,7 @@ class Layers(torch.autograd.Function):
                 "call backward for each, or use torch.nn's own layer, which "
                 "fastbptt.bridges.torch.restore(model) brings back"
             )
-        arrays = [np.ascontiguousarray(array(y)) for y in kept]  # hooks may turn them
+        arrays = [np.ascontiguousarray(array(y)) for y in (x, *kept)]  # hooks may turn them
         if (got := [(y.shape, y.dtype) for y in arrays]) != ctx.kept:
             raise RuntimeError(
                 f"fastbptt: a hook of saved tensors returned {got}, expected {ctx.kept} as saved"
@@ -96,7 +96,7 @@ class Layers(torch.autograd.Function):
         weights = None
         if number != ctx.number:  # of a checkpoint, whose weights may be others
             weights = ctx.net.weights.having([array(y) for y in tensors[ctx.parts :]])
-        trace = ctx.trace.put_together(array(x), arrays, weights)
+        trace = ctx.trace.put_together(arrays[0], arrays[1:], weights)
         gradients = _gradients(ctx, trace, x, d_output, d_states, tensors)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = [
