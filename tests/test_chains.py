@@ -106,7 +106,6 @@ def test_what_is_no_chain():
         (lambda: fb.growth_map(chain, 5), TypeError, "lags: expected a sequence"),
         (lambda: fb.growth_map(chain, None), TypeError, "lags: expected a sequence"),
         (lambda: fb.sensitivity(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
-        (lambda: fb.textbook_bounds(fb.MatrixChain([np.zeros((2, 3))])), ValueError, "square"),
         (lambda: fb.MatrixChain(np.ma.zeros((5, 3, 3))), TypeError, "J: expected plain numbers"),
         (lambda: fb.growth_to(chain, cotangent=np.zeros(2)), ValueError, "cotangent"),
         (lambda: fb.sensitivity(chain), ValueError, "derivative"),
