@@ -225,7 +225,7 @@ class LayerPass:
                 share(partial(run, t0, t1), sequences.lengths, cost)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
-        if keep:
+        if keep and Hp > layer.hidden_size:
             self._clear_padding()
 
     def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
@@ -310,10 +310,9 @@ class LayerPass:
         The way back multiplies by it, and would spread it over all units and to earlier steps.
         """
         H, Hp = self.layer.hidden_size, self.layer.sizes.Hp
-        if Hp > H:
-            self.h[:, H:] = self.c[:, H:] = 0
-            for slot in range(self.layer.design.slots.width):
-                self._a[:, slot * Hp + H : (slot + 1) * Hp] = 0
+        self.h[:, H:] = self.c[:, H:] = 0
+        for slot in range(self.layer.design.slots.width):
+            self._a[:, slot * Hp + H : (slot + 1) * Hp] = 0
 
     def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
         """This pass without x and what it made, and that; `put_together` has it back."""
