@@ -584,23 +584,3 @@ def test_a_gate_all_but_closed_is_closed_and_leaves_subnormal_numbers_to_others(
     for y in gates:
         assert (y < np.finfo(np.float32).tiny).any()
     check_that_subnormal_numbers_are_left_to_others(gates)
-
-
-@pytest.mark.parametrize("H", [5, 17])
-@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_infinite_numbers_stay_where_they_are(kind, H):
-    """What pads the units to whole registers is 0 · inf then, and must not reach them."""
-    module = getattr(torch.nn, kind)(3, H, dtype=torch.float64)
-    net = fb.from_state_dict(module.state_dict())
-    x = np.random.default_rng(0).normal(size=(4, 2, 3))
-    x[1, 0, 0], x[2, 1, 2] = np.inf, -np.inf
-    given = torch.tensor(x, requires_grad=True)
-    module(given)[0].sum().backward()
-    trace = net.trace(x)
-    grads = trace.backward(np.ones_like(trace.output))
-    assert_allclose(grads.x, given.grad, atol=1e-12)
-    for name, parameter in module.named_parameters():
-        assert_allclose(grads.params[name], parameter.grad, atol=1e-12, err_msg=name)
-    chain = trace.chain(1)
-    columns = np.eye(chain.size(0))
-    assert_allclose(chain.rmatvec(4, 0, columns).T, chain.matvec(4, 0, columns), atol=1e-12)

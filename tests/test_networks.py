@@ -470,3 +470,23 @@ def test_every_nonlinearity_of_the_registry_is_in_the_reference():
         net.load_state_dict(params)
         h, _ = reference.rnn_forward(params, a.reshape(-1, 1, 1), np.zeros((1, 1)), name)
         assert_allclose(net(a[:, None])[0], h[1:, 0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("H", [5, 17])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_infinite_numbers_stay_where_they_are(kind, H):
+    """What pads the units to whole registers is 0 · inf then, and must not reach them."""
+    module = getattr(torch.nn, kind)(3, H, dtype=torch.float64)
+    net = fb.from_state_dict(module.state_dict())
+    x = np.random.default_rng(0).normal(size=(4, 2, 3))
+    x[1, 0, 0], x[2, 1, 2] = np.inf, -np.inf
+    given = torch.tensor(x, requires_grad=True)
+    module(given)[0].sum().backward()
+    trace = net.trace(x)
+    grads = trace.backward(np.ones_like(trace.output))
+    assert_allclose(grads.x, given.grad, atol=1e-12)
+    for name, parameter in module.named_parameters():
+        assert_allclose(grads.params[name], parameter.grad, atol=1e-12, err_msg=name)
+    chain = trace.chain(1)
+    columns = np.eye(chain.size(0))
+    assert_allclose(chain.rmatvec(4, 0, columns).T, chain.matvec(4, 0, columns), atol=1e-12)
