@@ -80,12 +80,28 @@ def close(got, wanted, dtype, case):
     assert_allclose(got, wanted, rtol=rtol, atol=atol * max(1, np.abs(wanted).max(initial=0)))
 
 
-def expected(case):
-    record = reference.net_forward(
+def forward(case):
+    return reference.net_forward(
         case.params, case.x, case.state, case.kind, case.options, case.num_layers,
         case.bidirectional, case.lengths, case.reset,
     )  # fmt: skip
+
+
+def expected(case):
+    record = forward(case)
     return record, reference.net_backward(record, case.d_output, case.d_state)
+
+
+def at_a_corner(case, record, dtype):
+    """Whether rounding decides on which side of a relu's corner, and so on which slope, some a is.
+
+    Where a is 0 in the reference, all that is added is 0 (no bias, no input), in any dtype.
+    """
+    if case.options.get("nonlinearity") != "relu":
+        return False
+    a = np.abs([cache["a"] for cache in record["caches"].values()])
+    near = 100 * np.finfo(dtype).eps * max(1, a.max(initial=0))
+    return ((a > 0) & (a < near)).any()
 
 
 @settings(deadline=None, max_examples=300)
@@ -93,10 +109,8 @@ def expected(case):
 def test_every_result_against_the_reference(case, dtype):
     case = rounded(case, dtype)
     record, wanted = expected(case)
+    assume(not at_a_corner(case, record, dtype))
     trace, grads = run(case, dtype, per_step=True)
-    if case.options.get("nonlinearity") == "relu":  # its slope is anything where a is but rounding
-        for h in (record["inside"]["h"], trace.inside()["h"]):
-            assume(not ((h > 0) & (h < 1000 * np.finfo(dtype).eps)).any())
 
     close(trace.output, record["output"], dtype, case)
     for got, state in zip(parts_of(trace.state), record["state"], strict=True):
@@ -138,6 +152,7 @@ def test_equality_with_torch(case, dtype):
     if 0 in case.x.shape or (case.lengths is not None and case.lengths.min() < 1):
         return  # torch takes no empty sequence
     case = rounded(case, dtype)._replace(reset=None)
+    assume(not at_a_corner(case, forward(case), dtype))
     T, _, I, H = case.shape
     kind = getattr(torch.nn, case.kind)
     options = {k: v for k, v in case.options.items() if k == "nonlinearity"}
