@@ -17,6 +17,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from table import share_of_peak
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "pictures"
 # Okabe and Ito's colours, which the colour-blind tell apart; each line is labelled besides.
@@ -116,7 +117,7 @@ def main() -> None:
     def share(info: dict[str, Any], seconds: float) -> float:
         # of the library's own seconds, and of the peak measured between them
         own = statistics.median(info["seconds"]["fastbptt"])
-        return info["share_of_peak"] * own / seconds
+        return share_of_peak(info) * own / seconds
 
     time = picture(infos, "Forward, time per step", micro, share=False)
     peak = picture(infos, "Forward, share of the peak", share, share=True)

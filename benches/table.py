@@ -3,10 +3,12 @@
     python benches/table.py [FILE...] [--again FILE...]
 
 FILE is what `python -m pytest benches --benchmark-json=FILE` wrote; without one the suite is run.
-Several are the parts of one run.  A second run is compared: do both say who is the fastest?
+Several are the parts of one run; of a row in more than one of them all rounds count.  A second run
+is compared: do both say who is the fastest?
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import shlex
@@ -16,7 +18,7 @@ import sys
 import tempfile
 from typing import Any
 
-from cases import GATES
+from cases import GATES, Case
 from timing import TURN
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -43,6 +45,21 @@ def best(info: Info, library: str = "") -> str:
     """The fastest peer, or the fastest entry of one library."""
     peers = [name for name in info["seconds"] if "(" in name and name.startswith(library)]
     return min(peers, key=lambda name: statistics.median(info["seconds"][name]))
+
+
+def limit(info: Info, name: str) -> float:
+    """One of `limits.of_case`, the median over the rounds."""
+    return statistics.median(info["limits"][name])
+
+
+def gflops(info: Info) -> float:
+    """GFLOP/s of fastbptt."""
+    return info["flops"] / statistics.median(info["seconds"]["fastbptt"]) / 1e9
+
+
+def share_of_peak(info: Info) -> float:
+    """Of the FMA peak measured in turn with the row."""
+    return gflops(info) / limit(info, "gflops")
 
 
 def micro(values: list[float]) -> str:
@@ -83,19 +100,18 @@ def limits_of(info: Info) -> dict[str, float]:
     before the next can begin, on the threads that share it; what can be done for all steps at once
     is arithmetic alone, on all threads.
     """
-    limits = info["limits"]
-    peak = limits["gflops"] * 1e9
+    peak = limit(info, "gflops") * 1e9
     sweeps = 1 if info["task"] in ("forward", "sizes", "stream") else 2
     recurrent = 2 * info["B"] * (1 + info["k"]) * GATES[info["cell"]] * info["H"] ** 2
-    total = info["gflops"] * 1e9 * statistics.median(info["seconds"]["fastbptt"])
     curves = 0 if info["kind"] == "relu" else info["B"] * info["H"] * CURVES[info["cell"]]
     product = recurrent / peak * info["threads"] / info["sharers"]
-    parts = {"arithmetic": (total - sweeps * recurrent) / peak}
-    if limits["reading"] > product:
-        parts[f"W from {info['source']}"] = sweeps * limits["reading"]
+    parts = {"arithmetic": (info["flops"] - sweeps * recurrent) / peak}
+    reading = limit(info, "reading")
+    if reading > product:
+        parts[f"W from {info['source']}"] = sweeps * reading
     else:
         parts["arithmetic"] += sweeps * product
-    return parts | {"curves": curves / (limits["gcurves"] * 1e9)}
+    return parts | {"curves": curves / (limit(info, "gcurves") * 1e9)}
 
 
 def share_of_limit(info: Info) -> float:
@@ -127,7 +143,7 @@ def binding(info: Info, met: bool) -> str:
 
 def sweep_bar(info: Info) -> bool:
     """1.5 x the best peer, or 85 % of the limit and never slower; more for one small sequence."""
-    share = max(info["share_of_peak"], share_of_limit(info))
+    share = max(share_of_peak(info), share_of_limit(info))
     met = ratio(info) >= 1.5 or (share >= 0.85 and ratio(info) >= 1)
     if info["task"] == "train" and info["B"] == 1 and info["H"] <= 64 and info["cell"] != "lstm":
         met = met and ratio(info, "jax (") >= 3 and ratio(info, "torch") >= 30
@@ -142,7 +158,7 @@ def stream_bar(info: Info) -> bool | None:
     if info["k"] == 1:
         return statistics.median(ratios(info, "forward")) >= 1 / 1.15 if large else None
     if large:
-        return ratio(info, "jax") >= 1.5 and info["share_of_peak"] >= 0.7
+        return ratio(info, "jax") >= 1.5 and share_of_peak(info) >= 0.7
     return ratio(info, "jax") >= 3
 
 
@@ -152,8 +168,8 @@ def measured(info: Info) -> list[str]:
     spread = ratios(info, peer)
     return [
         micro(info["seconds"]["fastbptt"]),
-        f"{info['gflops']:.3g}",
-        f"{info['share_of_peak']:.0%}",
+        f"{gflops(info):.3g}",
+        f"{share_of_peak(info):.0%}",
         f"{peer}: {micro(info['seconds'][peer])}",
         f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
         f"{ratio(info, 'torch'):.3g}",
@@ -488,23 +504,40 @@ def norms(infos: dict[str, Info]) -> str:
     return "\n\n".join(["Norms:", table(head, rows), *dict.fromkeys(notes)])
 
 
-def once_each(infos: list[Info]) -> dict[str, Info]:
-    """By task; of one that was measured several times all rounds count, or else the last one."""
-    found: dict[str, Info] = {}
+def pooled(infos: list[Info]) -> list[Info]:
+    """One of each row; of a row that was measured several times all rounds count.
+
+    Another program takes a core for seconds or minutes, and with it all rounds that follow one
+    another: those of several visits, far apart, have a median that it does not decide.
+    """
+    found: dict[tuple[Any, ...], Info] = {}
     for info in infos:
-        if (before := found.get(info["task"])) and "seconds" in info:
-            rounds = {name: y for name, y in info["seconds"].items() if isinstance(y, list)}
-            both = {name: before["seconds"][name] + y for name, y in rounds.items()}
-            info = info | {"seconds": info["seconds"] | both}
-        found[info["task"]] = info
-    return found
+        row = tuple(info.get(name) for name in (*Case._fields, "threads"))
+        if before := found.get(row):
+            for what in ("seconds", "limits"):
+                rounds = {n: y for n, y in info.get(what, {}).items() if isinstance(y, list)}
+                if rounds:
+                    rounds = {name: before[what][name] + y for name, y in rounds.items()}
+                    info = info | {what: info[what] | rounds}
+            if "errors" in info:
+                largest = {n: max(y, before["errors"][n]) for n, y in info["errors"].items()}
+                info = info | {"errors": largest}
+        found[row] = info
+    return list(found.values())
+
+
+def commands(parts: list[list[str]]) -> str:
+    """What was run, each command once."""
+    runs = collections.Counter(f"`python -m pytest {shlex.join(part)}`" for part in parts)
+    return "; ".join(f"{run} ({n} times)" if n > 1 else run for run, n in runs.items())
 
 
 def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     """All tables of a report of pytest-benchmark, with the machine they were measured on."""
     machine = report["machine_info"]
-    infos = [entry["extra_info"] for entry in report["benchmarks"]]
-    measured_peaks = [(info["threads"], info["limits"]["gflops"]) for info in infos if "H" in info]
+    limits = limits_in(report["infos"])
+    infos = pooled(report["infos"])
+    measured_peaks = [(info["threads"], limit(info, "gflops")) for info in infos if "H" in info]
     peaks = dict(sorted(measured_peaks))  # the highest of each
     rounds = sorted(len(info["seconds"]["fastbptt"]) for info in infos if "H" in info)
     span = " to ".join(str(n) for n in dict.fromkeys(rounds[:1] + rounds[-1:]))
@@ -516,11 +549,11 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     known = [bits for flag, bits in widths.items() if flag in cpu.get("flags", [])]
     brand += f", registers of {known[0]} bits" if known else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    runs = "; ".join(f"`python -m pytest {shlex.join(part)}`" for part in report["parts"])
     peak = ", ".join(f"{value:.0f} GFLOP/s ({n})" for n, value in peaks.items())
     parts = [
         f"Measured on {brand}, {machine['cores']} cores, {machine['system']}, Python "
-        f"{machine['python_version']}, {versions}, with {runs}. "
+        f"{machine['python_version']}, {versions}, with "
+        f"{commands(report['parts'])}. "
         "All libraries take turns in every round, each in a process pinned to its threads: calls "
         f"that are not timed, then calls for {1000 * TURN:.0f} ms, or one that takes longer, whose "
         f"median is the time of the turn. A time is the median over the {span} rounds of a row, a "
@@ -529,13 +562,12 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
         "`jax expert` has its weight gradients taken out of the scan by hand. Errors are "
         "against float64, relative to the largest element."
     ]
-    limits = limits_in(infos)
     parts += [roofline(limits)] if limits else []
     rivalled = [info for info in infos if info["task"] in ("forward", "train")]
     unusual = [info for info in rivalled if not usual(info)]
     rivalled = [info for info in rivalled if usual(info)]
     streamed = [info for info in infos if info["task"] == "stream"]
-    others = once_each([info for info in infos if "H" not in info])
+    others = {info["task"]: info for info in infos if "H" not in info}
     parts += [sweeps(rivalled)] if rivalled else []
     parts += [beside(unusual)] if unusual else []
     bridged = [info for info in infos if info["task"] == "bridge"]
@@ -550,7 +582,7 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     parts += [memory(remembered)] if remembered else []
     parts += [starts(others)] if others else []
     if again:
-        parts.append(agreement(infos, [entry["extra_info"] for entry in again["benchmarks"]]))
+        parts.append(agreement(infos, pooled(again["infos"])))
     return "\n\n".join(parts)
 
 
@@ -560,7 +592,7 @@ def read(files: list[pathlib.Path]) -> dict[str, Any]:
     return {
         "machine_info": reports[0]["machine_info"],
         "parts": [report["machine_info"]["arguments"] for report in reports],
-        "benchmarks": [entry for report in reports for entry in report["benchmarks"]],
+        "infos": [entry["extra_info"] for report in reports for entry in report["benchmarks"]],
     }
 
 

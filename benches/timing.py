@@ -258,8 +258,6 @@ def compare(
         for once in turns:
             benchmark.stats.update(once)
     ours = [once / case.T for once in turns]
-    gflops = case.flops / statistics.median(ours) / 1e9
-    least = {name: statistics.median(one[name] for one in limits) for name in limits[0]}
     benchmark.extra_info.update(
         case._asdict(),
         kind=case.kind,
@@ -267,9 +265,8 @@ def compare(
         errors=errors,
         seconds={"fastbptt": ours, **seconds},
         busy_cores=busy_cores,
-        gflops=gflops,
-        limits=least,
+        flops=case.flops,
+        limits={name: [one[name] for one in limits] for name in limits[0]},
         sharers=sharers(case, threads),
         source=source(case, threads).level,
-        share_of_peak=gflops / least["gflops"],
     )
