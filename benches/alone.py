@@ -169,7 +169,7 @@ MEASURED = {f.__name__: f for f in (sequence, checkpoints, stream, memory)}
 def alone(name: str, **options: Any) -> dict[str, Any]:
     """The answer of one of MEASURED in a fresh process."""
     command = [sys.executable, __file__, name, json.dumps(options)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 if __name__ == "__main__":

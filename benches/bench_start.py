@@ -30,7 +30,7 @@ def answer(code, **environment):
     """What a fresh process prints; it finds bytecode, as it does of what pip has installed."""
     command, environment = [sys.executable, "-c", code], {**os.environ, **environment}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    result = subprocess.run(command, check=True, capture_output=True, env=environment)
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     return json.loads(result.stdout)
 
 

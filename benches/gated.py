@@ -15,11 +15,16 @@ def _sigmoid(a: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-a))
 
 
+def at_once(x: Any, w: Any) -> Any:
+    """x (T,B,n) times w (n,m), as one product: NumPy by itself makes T of them."""
+    return (x.reshape(-1, x.shape[2]) @ w).reshape(*x.shape[:2], -1)
+
+
 def numpy_states(case: Case, data: Inputs) -> tuple[np.ndarray, list[Any]]:
     """h (T+1,B,H), and of each step what its adjoint reads."""
     w_ih, w_hh, b_ih, b_hh = data.weights.values()
     gru, H = case.cell == "gru", case.H
-    ax = data.x @ w_ih.T + (b_ih if gru else b_ih + b_hh)
+    ax = at_once(data.x, w_ih.T) + (b_ih if gru else b_ih + b_hh)
     h = np.zeros((case.T + 1, case.B, H), data.x.dtype)
     c, kept = h[0], []
     for t in range(case.T):
@@ -35,8 +40,9 @@ def numpy_states(case: Case, data: Inputs) -> tuple[np.ndarray, list[Any]]:
             i, f, g, o = np.split(ax[t] + a, 4, axis=1)
             i, f, g, o, before = _sigmoid(i), _sigmoid(f), np.tanh(g), _sigmoid(o), c
             c = f * c + i * g
-            h[t + 1] = o * np.tanh(c)
-            kept.append((i, f, g, o, before, np.tanh(c)))
+            tanh_c = np.tanh(c)
+            h[t + 1] = o * tanh_c
+            kept.append((i, f, g, o, before, tanh_c))
     return h, kept
 
 
@@ -72,7 +78,7 @@ def _products(
     """The weight gradients, one product each, and dx."""
     flat_x, flat_h = (y.reshape(-1, y.shape[2]) for y in (of_x, of_h))
     dw_ih, dw_hh = flat_x.T @ x.reshape(-1, case.I), flat_h.T @ before.reshape(-1, case.H)
-    return [dw_ih, dw_hh, flat_x.sum(axis=0), flat_h.sum(axis=0), of_x @ w_ih]
+    return [dw_ih, dw_hh, flat_x.sum(axis=0), flat_h.sum(axis=0), at_once(of_x, w_ih)]
 
 
 def _jax_step(case: Case, jax: Any, w_hh: Any, b_hh: Any, now: Any, ax: Any) -> tuple[Any, Any]:

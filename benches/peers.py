@@ -96,7 +96,7 @@ def _numpy_states(case: Case, data: Inputs) -> np.ndarray:
     """h (T+1,B,H)."""
     w_ih, w_hh, b_ih, b_hh = data.weights.values()
     f = _NUMPY[case.nonlinearity]
-    ax = data.x @ w_ih.T + (b_ih + b_hh)
+    ax = gated.at_once(data.x, w_ih.T) + (b_ih + b_hh)
     h = np.zeros((case.T + 1, case.B, case.H), data.x.dtype)
     for t in range(case.T):
         np.matmul(h[t], w_hh.T, out=h[t + 1])
@@ -128,7 +128,7 @@ def numpy_train(case: Case, data: Inputs) -> Call:
         dw_ih = flat.T @ data.x.reshape(-1, case.I)
         dw_hh = flat.T @ h[:-1].reshape(-1, case.H)
         db = flat.sum(axis=0)
-        return [dw_ih, dw_hh, db, db, da @ w_ih]
+        return [dw_ih, dw_hh, db, db, gated.at_once(da, w_ih)]
 
     return call
 
@@ -350,7 +350,7 @@ def jax_train_expert(case: Case, data: Inputs) -> Call:
         flat = da.reshape(-1, case.H)  # (T·B,H)
         dw_ih, dw_hh = flat.T @ x.reshape(-1, case.I), flat.T @ before.reshape(flat.shape)
         db = flat.sum(axis=0)
-        return [dw_ih, dw_hh, db, db, da @ w_ih]
+        return [dw_ih, dw_hh, db, db, gated.at_once(da, w_ih)]
 
     return _jax_call(case, data, train, data.dy)
 
@@ -466,13 +466,14 @@ PEERS: dict[str, dict[str, Setup]] = {
 def libraries(case: Case) -> dict[str, Setup]:
     """Who is measured on a case."""
     left_out = set()
-    if case.cell != "rnn":
-        left_out.add("numpy")  # its loops are no rival where a step has several gates
     if case.dtype != "float32":
         left_out.add("onnxruntime")  # its recurrent operators know no other type
-    if find_spec("lyapax") is None:
-        left_out.add("lyapax")  # there is none for Python 3.10
-    return {name: setup for name, setup in PEERS[case.task].items() if name not in left_out}
+    return {
+        name: setup
+        for name, setup in PEERS[case.task].items()
+        # some packages have no wheel for some Python: lyapax none for 3.10
+        if name not in left_out and find_spec(name.split()[0])
+    }
 
 
 def numbers_of_threads(case: Case, library: str, numbers: list[int]) -> list[int]:

@@ -84,7 +84,7 @@ def picture(
             ax.spines[["top", "right"]].set_visible(False)
         if share:
             row[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-            row[0].set_ylim(bottom=0)
+            row[0].set_ylim(0, 1.05)
             for ax in row:
                 ax.axhline(1, color="black", lw=0.8, ls=":")
         else:

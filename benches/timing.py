@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
+import threadpoolctl
 from cases import CORES, TOLERANCE, Case, inputs
 from limits import of_case, sharers, source
 from peers import (
@@ -63,7 +64,9 @@ def pinned(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, CORES[:threads])
     fb.set_num_threads(threads)
     try:
-        yield
+        # of this process's own NumPy, which has read the environment long ago
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            yield
     finally:
         fb.set_num_threads(before)
         if CORES:

@@ -64,12 +64,14 @@ def _relu_value(act, a):
 
 @implements(value_and_slope, Relu)
 def _relu_value_and_slope(act, a):
-    return value(act, a), type(a)(0) if a <= type(a)(0) else type(a)(1)
+    return value(act, a), slope_at_value(act, a)
 
 
 @implements(slope_at_value, Relu)
 def _relu_slope_at_value(act, h):
-    return type(h)(0) if h <= type(h)(0) else type(h)(1)
+    # a NaN's is NaN: with 0 or 1 a product over a state that overflowed had a finite norm
+    zero, one = type(h)(0), type(h)(1)
+    return zero if h <= zero else one if h > zero else h
 
 
 @implements(value, Sigmoid)
