@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
 
 # What says which net reads what: --jacobians stands in their place.
 _OF_A_NET = (
-    "input", "cell", "nonlinearity", "hidden", "layers", "gain", "weights", "steps", "dtype",
+    "input", "cell", "nonlinearity", "hidden", "layers", "gain", "weights", "prefix", "steps",
+    "dtype",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def _net_options(add: Callable[..., Any], steps: int) -> None:
         metavar="FILE",
         help=".npz or .safetensors: a state_dict under PyTorch's names, or from net.save",
     )
+    add("--prefix", help="of the names in --weights, such as 'rnn.' for rnn.weight_hh_l0")
     add("--steps", type=int, help=f"steps to read ({steps}, or all of --input)")
     add("--probes", type=int, default=8, help="random vectors that ride along (%(default)s)")
     add("--delta", type=float, default=0.05, help="risk of the upper bound (%(default)s)")
@@ -79,21 +81,28 @@ def _stored(args: argparse.Namespace) -> Any:
 
     from . import files, from_state_dict, load
 
-    path, options = args.weights, {}
+    path, options, prefix = args.weights, {}, args.prefix or ""
     try:
         arrays, about = files.read_arrays(path, "weights")
         if about is None:  # not from net.save: its options are those of the command line
-            gates = arrays["weight_hh_l0"].shape if "weight_hh_l0" in arrays else ()
+            gates = np.shape(arrays.get(f"{prefix}weight_hh_l0", ()))
             if len(gates) == 2 and gates[0] == gates[1] and args.nonlinearity is not None:
                 options["nonlinearity"] = args.nonlinearity
-            arrays = {n: y.astype(args.dtype) if args.dtype else y for n, y in arrays.items()}
-            net = from_state_dict(arrays, args.cell and args.cell.upper(), **options)
+            if args.dtype:
+                arrays = {
+                    n: y.astype(args.dtype) if y.dtype.kind in "fiu" else y
+                    for n, y in arrays.items()
+                }
+            kind = args.cell and args.cell.upper()
+            net = from_state_dict(arrays, kind, prefix=prefix, **options)
+        elif prefix:
+            raise ValueError(f"--prefix {prefix}: a file from net.save has none")
         else:
             net = load(path)
             if net.batch_first:  # here a sequence is read by chunks of time
                 options = {name: getattr(net, name) for name in net.OPTIONS}
                 net = from_state_dict(net.state_dict(), type(net).__name__, **options)
-    except (OSError, TypeError, ValueError, ImportError) as error:
+    except (OSError, TypeError, ValueError, ImportError, NotImplementedError) as error:
         reason = files.reason(error).removeprefix(f"{path}: ")
         raise ValueError(f"--weights {path}: {reason}") from None
     for option, given, has in (
@@ -241,12 +250,39 @@ def _print(report: Any, args: argparse.Namespace) -> None:
     print(report.to_json() if args.json else report)
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers of the options under the options' names."""
+    from . import checks
+
+    checks.size(args.probes, "--probes")
+    checks.probability(args.delta, "--delta")
+    checks.size(args.seed, "--seed", least=0)
+
+
+def _check_finite(y: Any, what: str) -> None:
+    """Refuse NaN and Inf in y (T,...), of which a part is read after the other."""
+    import numpy as np
+
+    for t0 in range(0, len(y), 1024):
+        part = y[t0 : t0 + 1024]
+        bad = np.argwhere(~np.isfinite(part))
+        if bad.size:
+            value = part[tuple(bad[0])]
+            raise ValueError(
+                f"{what}: expected finite numbers, got {value} at step {t0 + bad[0][0]}"
+            )
+
+
 def _net_and_sequence(args: argparse.Namespace) -> tuple[Any, Any]:
     """The net, and what it is to read."""
     from . import checks
 
     if args.dtype is not None:
         checks.dtype(args.dtype)
+    if args.cell is not None:
+        args.cell = args.cell.lower()
+    if args.prefix is not None and args.weights is None:
+        raise ValueError(f"--prefix {args.prefix}: expected with --weights")
     if args.plot is not None:
         _picture_path(args.plot)
     stored = None if args.weights is None else _stored(args)
@@ -257,6 +293,7 @@ def _net_and_sequence(args: argparse.Namespace) -> tuple[Any, Any]:
 def _diagnose(args: argparse.Namespace) -> None:
     from .diagnosis import diagnose
 
+    _check_numbers(args)
     net, x = _net_and_sequence(args)
     progress, close = _bar(args.json)
     try:
@@ -278,21 +315,24 @@ def _given_jacobians(args: argparse.Namespace) -> Any:
     if args.plot is not None:
         _picture_path(args.plot)
     try:
-        y = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(y, np.ndarray) or y.dtype.kind not in "fiu":
+        y = np.lib.format.open_memmap(path, mode="r")
+        if y.dtype.kind not in "fiu":
             raise ValueError("expected one array of real numbers")
         if str(y.dtype) not in ("float32", "float64"):
             y = y.astype(np.float64)
-        return MatrixChain(y)
-    except (OSError, TypeError, ValueError, EOFError) as error:
+        chain = MatrixChain(y)
+    except (OSError, *files.BROKEN) as error:
         reason = files.reason(error).removeprefix("J: ")
         raise ValueError(f"--jacobians {path}: {reason}") from None
+    _check_finite(y, f"--jacobians {path}")
+    return chain
 
 
 def _norms(args: argparse.Namespace) -> None:
-    from . import checks
     from .diagnosis import norms_report
+    from .diagnosis.report import check_state
 
+    _check_numbers(args)
     if args.jacobians is not None:
         clash = [f"--{name}" for name in _OF_A_NET if getattr(args, name) is not None]
         if clash:
@@ -307,64 +347,24 @@ def _norms(args: argparse.Namespace) -> None:
         y = x[: x.shape[0]]
         if y.ndim == 3:
             raise ValueError(f"--input {args.input}: expected shape (T, I), got {y.shape}")
-        chain, name = net.trace(y).chain(), str(net)
-    delta = checks.probability(args.delta, "--delta")
-    probes = checks.size(args.probes, "--probes")
-    _print(norms_report(chain, name, probes, delta, args.seed), args)
-
-
-def _processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.partition(":")[2].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        _check_finite(y, f"--input {args.input}")
+        trace = net.trace(y)
+        check_state(trace.output[:, None], 0)
+        chain, name = trace.chain(), str(net)
+    _print(norms_report(chain, name, args.probes, args.delta, args.seed), args)
 
 
 def _info(args: argparse.Namespace) -> None:
-    import llvmlite
-    import numba
-    import numpy as np
+    from . import __version__
+    from .environment import info
 
-    from . import __version__, get_num_threads
-    from .kernels.jit import cache_folder
-    from .kernels.simd import lanes
-    from .kernels.sweeps import forward
-
-    versions = [(_NAME, __version__), ("numba", numba.__version__), ("numpy", np.__version__)]
-    versions += [("llvmlite", llvmlite.__version__), ("python", platform.python_version())]
-    rows = [
-        *versions,
-        ("processor", _processor()),
-        ("lanes", f"{lanes(np.float32)} of float32, {lanes(np.float64)} of float64"),
-        ("threads", str(get_num_threads())),
-        ("cache", cache_folder(forward) or "none: no folder can be written"),
-    ]
-    print("\n".join(f"{name:<10} {value}" for name, value in rows))
+    print(info(__version__))
 
 
 def _warmup(args: argparse.Namespace) -> None:
-    import numpy as np
+    from .environment import warmup
 
-    from . import JacobianStream, log_norm, networks
-    from .kernels.activations import TAGS
-
-    kinds: list[tuple[str, dict[str, Any]]] = [("RNN", {"nonlinearity": tag}) for tag in TAGS]
-    kinds += [("GRU", {"reset_after": True}), ("GRU", {"reset_after": False})]
-    kinds += [(kind, {}) for kind in networks.NETWORKS if kind not in ("RNN", "GRU")]
-    for kind, options in kinds:
-        for dtype in (np.float32, np.float64):
-            x = np.zeros((2, 1, 2), dtype)
-            net = networks.NETWORKS[kind](2, 3, dtype=dtype, **options)
-            trace = net.trace(x)
-            trace.backward()
-            log_norm(trace.chain())
-            JacobianStream(net).update(x)
-            _log(f"{net} is compiled")
+    warmup(_log)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import threading
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 _ABOUT = "fastbptt"  # the name of what is said about the arrays
 # What NumPy raises for a file that is cut short, of another kind, or in need of pickle;
 # RuntimeError for an encrypted archive and, as NotImplementedError, an unknown compression.
-_BROKEN = (
+BROKEN = (
     AttributeError,
     ValueError,
     TypeError,
@@ -25,6 +26,7 @@ _BROKEN = (
     RuntimeError,
     zlib.error,
     zipfile.BadZipFile,
+    tokenize.TokenError,
 )
 
 
@@ -53,7 +55,7 @@ def reading(path: Any, what: str) -> Iterator[None]:
     """Whatever is wrong with the contents becomes a ValueError that names the file."""
     try:
         yield
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ValueError(f"{os.fspath(path)}: not {what} ({reason(error)})") from None
 
 
@@ -63,7 +65,7 @@ def reason(error: Exception) -> str:
         return error.strerror
     if "allow_pickle" in str(error):
         return "no array of numbers; nothing is unpickled"
-    return str(error)
+    return str(error) or "cut short"  # EOFError says nothing
 
 
 def write_arrays(path: Any, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:

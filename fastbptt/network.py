@@ -235,8 +235,8 @@ class Network:
         Parameters
         ----------
         x, state, lengths, reset
-            As of the call.  A contiguous x is kept and not copied: `backward` reads it again, so
-            do not change it before.
+            As of the call.  A contiguous x, with `checkpoint` any, is kept and not copied:
+            `backward` reads it again, so do not change it before.
         checkpoint : int, optional
             Keep the state of every so many steps alone, and run what lies between again in
             `backward`: for sequences whose trace does not fit in memory.  About sqrt(T) keeps

@@ -53,7 +53,7 @@ class TraceChain(CompiledChain):
                     (t0 * L + l, L),
                 )
         # 0 · inf, of an x with infinite numbers, is NaN, which the way back would spread
-        factors.reshape(len(factors), -1, Hp)[:, :, H:] = 0
+        factors.reshape(T * L, design.slots.factors, Hp)[:, :, H:] = 0
         self._chain = kernels.Linearised(
             weights.stacked_cell,
             weights.stacked_adjoint_cell,

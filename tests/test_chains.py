@@ -55,6 +55,16 @@ def test_chains_of_traces_are_the_references_jacobians(kind, options, dtype):
                 assert_allclose(own, chain.pull(g + 3, g, rows[i]), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_chain_of_no_steps(kind, options):
+    net = getattr(fb, kind)(3, 5, 2, rng=0, **options)
+    x = np.zeros((4, 2, 3), np.float32)
+    for chain in (net.trace(x[:0]).chain(1), net.trace(x, lengths=[4, 0]).chain(1)):
+        assert len(chain) == 0
+        assert_equal(chain.matrix(0, 0), np.eye(chain.size(0)))
+        assert_equal(fb.log_norm(chain).estimate, 0)
+
+
 def test_a_saturated_net_has_the_slopes_of_its_pre_activations():
     """In float32 1 - h*h is 0 from about 9 on, and the product would be zero where it is not."""
     net = fb.RNN(1, 4, bias=False, rng=0)

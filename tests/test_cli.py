@@ -121,6 +121,17 @@ def test_a_saved_net_that_is_batch_first(capsys, folder, command):
     assert found[0] == found[1]
 
 
+def test_weights_of_a_part_of_a_model(capsys, folder):
+    state = {f"rnn.{name}": y for name, y in fb.GRU(4, 6, rng=0).state_dict().items()}
+    np.savez("model.npz", **state, **{"head.weight": np.zeros((2, 6))})
+    np.save("x.npy", np.random.default_rng(0).normal(size=(50, 4)))
+    given = "--weights", "model.npz", "--input", "x.npy", "--cell", "GRU"
+    found = figures(capsys, *given, "--prefix", "rnn.")
+    assert found["net"].startswith("GRU(4, 6")
+    code, _, err = run(capsys, "diagnose", *given)
+    assert (code, "weight_hh_l0 is missing" in err) == (2, True)
+
+
 def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
     J = np.random.default_rng(0).normal(size=(40, 5, 5))
     np.save("J.npy", J)
@@ -152,7 +163,7 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
         ("--jacobians flat.npy", "expected shape (T, N, N)"),
         ("--jacobians words.npy", "real numbers"),
         ("--jacobians flat.npy --plot a.word", "--plot a.word"),
-        ("--jacobians junk.npy", "--jacobians junk.npy: no array of numbers; nothing is unpickled"),
+        ("--jacobians junk.npy", "--jacobians junk.npy: the magic string is not correct"),
         ("--jacobians J.npy --weights w.npz", "--jacobians: expected without --weights, which"),
         ("--jacobians J.npy --dtype float16", "--jacobians: expected without --dtype"),
         ("--jacobians J.npy --steps 9 --gain 2", "--jacobians: expected without --gain, --steps"),
@@ -163,7 +174,12 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
         ("--steps 0", "--steps: expected at least 2"),
         ("--probes 0 --steps 9", "--probes"),
         ("--delta 2 --steps 9", "--delta"),
-        ("--seed -1 --steps 9", "expected an int of at least 0"),
+        ("--seed -1 --steps 9", "--seed: expected at least 0"),
+        ("--input nan.npy", "--input nan.npy: expected finite numbers, got nan at step 2"),
+        ("--jacobians nan.npy", "--jacobians nan.npy: expected shape (T, N, N)"),
+        ("--jacobians inf.npy", "--jacobians inf.npy: expected finite numbers, got -inf at step 1"),
+        ("--jacobians archive.npy", "--jacobians archive.npy: "),
+        ("--nonlinearity relu --gain 1e9 --steps 9", "state is no longer finite from step 5 on"),
     ],
 )
 def test_a_mistake_with_norms_is_one_line(capsys, folder, argv, message):
@@ -171,6 +187,9 @@ def test_a_mistake_with_norms_is_one_line(capsys, folder, argv, message):
     np.save("words.npy", np.array(["a"]))
     np.save("J.npy", np.zeros((3, 2, 2)))
     (folder / "junk.npy").write_bytes(b"junk" * 9)
+    (folder / "archive.npy").write_bytes(b"PK\3\4 and no more")
+    np.save("nan.npy", np.where(np.arange(9) == 2, np.nan, np.zeros((4, 9))).T)
+    np.save("inf.npy", np.where(np.arange(3) == 1, -np.inf, np.zeros((2, 2, 3))).T)
     fb.GRU(4, 6, bidirectional=True).save("both.npz")
     code, out, err = run(capsys, "norms", *argv.split())
     assert (code, out) == (2, "")
@@ -230,7 +249,16 @@ def bad_files(folder):
     np.save(folder / "complex.npy", np.zeros((5, 2), complex))
     np.save(folder / "nan.npy", np.full((9, 2), np.nan))
     np.save(folder / "fine.npy", np.zeros((9, 4)))
-    (folder / "cut.npy").write_bytes((folder / "fine.npy").read_bytes()[:100])
+    np.save(folder / "huge.npy", np.full((9, 4), 1e300))
+    fine = (folder / "fine.npy").read_bytes()
+    (folder / "cut.npy").write_bytes(fine[:100])
+    (folder / "header.npy").write_bytes(fine.replace(b"(9, 4)", b"(9, 4 ", 1))
+    (folder / "archive.npy").write_bytes(b"PK\3\4 and no more")
+    (folder / "empty.wav").write_bytes(b"")
+    projected = {"weight_ih_l0": np.zeros((24, 4)), "weight_hh_l0": np.zeros((24, 3))}
+    np.savez(folder / "projected.npz", **projected, weight_hr_l0=np.zeros((3, 6)))
+    np.savez(folder / "strings.npz", **{n: y.astype(str) for n, y in good.items()})
+    np.savez(folder / "complex.npz", **{n: y.astype(complex) for n, y in good.items()})
     (folder / "words.wav").write_text("words")
     (folder / "empty.txt").write_text("")
     (folder / "latin.txt").write_bytes(b"caf\xe9")
@@ -250,6 +278,10 @@ def bad_files(folder):
         ("--input complex.npy", "complex.npy: expected real"),
         ("--input cut.npy", "cut.npy"),
         ("--input words.wav", "words.wav"),
+        ("--input empty.wav", "empty.wav: cut short"),
+        ("--input header.npy", "--input header.npy: "),
+        ("--input archive.npy", "--input archive.npy: "),
+        ("--input huge.npy", "huge.npy: holds 1e+300, which is beyond float32; read it as float64"),
         ("--input nan.npy", "got nan at step 0, batch row 0"),
         ("--input fine.npy --steps 10", "--steps 10"),
         ("--nonlinearity gelu", "nonlinearity: expected one of tanh, relu, sigmoid"),
@@ -259,10 +291,10 @@ def bad_files(folder):
         ("--nonlinearity relu --cell gru", "--nonlinearity relu: only an rnn has one, got gru"),
         ("--steps 1", "--steps: expected at least 2"),
         ("--steps -5", "--steps"),
-        ("--probes 0", "probes"),
-        ("--delta 1.5", "delta"),
+        ("--probes 0", "--probes: expected at least 1, got 0"),
+        ("--delta 1.5", "--delta: "),
         ("--dtype float16", "dtype"),
-        ("--seed -1", "rng"),
+        ("--seed -1", "--seed: expected at least 0, got -1"),
         ("--gain -1", "--gain"),
         ("--gain nan", "--gain"),
         ("--weights missing.npz", "missing.npz: No such file"),
@@ -273,6 +305,12 @@ def bad_files(folder):
         ("--weights both.npz --input fine.npy", "--weights both.npz: expected a net of one direct"),
         ("--weights gru.npz --input fine.npy --nonlinearity relu", "--weights has none"),
         ("--weights foreign.npz", "weight_hh_l0 is missing"),
+        ("--weights projected.npz", "--weights projected.npz: "),
+        ("--weights strings.npz --dtype float32", "--weights strings.npz: "),
+        ("--weights complex.npz --dtype float32", "--weights complex.npz: "),
+        ("--weights gru.npz --prefix rnn.", "--prefix rnn.: a file from net.save has none"),
+        ("--prefix rnn.", "--prefix rnn.: expected with --weights"),
+        ("--nonlinearity relu --gain 1e9 --hidden 8", "state is no longer finite from step 5 on"),
         ("--weights cut.npz", "cut.npz"),
         ("--weights words.npz", "words.npz"),
         ("--weights one.npy", "one.npy"),

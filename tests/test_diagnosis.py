@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fastbptt as fb
 from fastbptt.diagnosis import OneHot, norms_report
 from fastbptt.diagnosis.gradients import GradientByLag, gradient_by_lag, lag_grid, lag_of_factor
+from fastbptt.diagnosis.report import _decades
 from fastbptt.diagnosis.sources import language_reference, read, text
 
 
@@ -41,6 +42,75 @@ def test_verdict_and_lag_of_a_scaled_rotation(gain, verdict, lag):
     )
     assert_allclose(by_lag.log_norms, np.outer(by_lag.lags, [rates] * 3), atol=1e-9)
     assert lag_of_factor(by_lag, 1000) == lag
+
+
+@pytest.mark.parametrize("gain", [1e3, 1e-3, 1e20, 1e-20])
+def test_a_segment_that_leaves_the_range_of_float32_is_parted(gain):
+    net = rotation(gain, H=4, dtype=np.float32)
+    start = np.zeros((1, 2, 4), np.float32)
+    by_lag = gradient_by_lag(net, np.zeros((40, 2, 2), np.float32), start, np.ones_like(start))
+    wanted = np.outer(by_lag.lags, [math.log(gain)] * 2)
+    assert_allclose(by_lag.log_norms, wanted, rtol=1e-5, atol=1e-4)
+
+
+def relu_net(w_hh, w_ih):
+    w_ih, w_hh = np.array(w_ih, np.float32), np.array(w_hh, np.float32)
+    net = fb.RNN(w_ih.shape[1], len(w_hh), nonlinearity="relu", bias=False)
+    net.load_state_dict({"weight_ih_l0": w_ih, "weight_hh_l0": w_hh})
+    return net
+
+
+def test_a_state_that_overflows_has_no_verdict():
+    # the third unit is dead until inf - 2 inf is NaN: with a slope of 1 its 9 would be the norm
+    net = relu_net([[1.5, 0, 0], [0, 1.5, 0], [1, -2, 9]], [[1], [1], [0]])
+    x = np.ones((1000, 1), np.float32)
+    with pytest.raises(ValueError, match=r"no longer finite from step 21[5-9] on, batch row 0"):
+        fb.diagnose(net, x)
+    chain = net.trace(x).chain()
+    stream = fb.JacobianStream(net, probes=3, rng=0)
+    stream.update(x)
+    for norm in (fb.log_norm(chain), stream.result()):
+        assert np.isnan([norm.lower, norm.estimate, norm.upper]).all()
+    assert_allclose(fb.log_norm(chain, 200, 0).estimate, 200 * math.log(1.5), atol=1e-3)
+
+
+def test_sequences_of_different_fates():
+    net = relu_net([[1.2, 0], [0, 1 / 1.2]], [[1], [-1]])
+    x = np.ones((200, 3, 1), np.float32)
+    x[:, 1:] = -1
+    for some in (x[:, :2], x, np.ascontiguousarray(x[:, ::-1])):
+        # 1.2^38 > 1000; of the loss's gradient a half has the direction that grows
+        for longest, lag in ((20, 38), (512, 41)):
+            d = fb.diagnose(net, some, longest_lag=longest)
+            assert (d.verdict, d.lag, d.lag_extrapolated) == ("explodes", lag, longest == 20)
+            assert f"it has grown beyond 1000 times its size after {lag} steps" in d.sentence
+            assert re.search(r"Lyapunov exponent +0\.18232", str(d))
+
+
+def test_a_loss_without_a_gradient_says_nothing_of_lags():
+    x = np.zeros((300, 2))
+    d = fb.diagnose(rotation(1.1), x)  # predicts 0 from 0
+    assert np.isnan(d.median).all()
+    assert (d.lag, d.lag_extrapolated) == (73, True)
+    assert "1: nan" in str(d)
+    sentence = fb.diagnose(rotation(1.0), x).sentence
+    assert sentence.endswith("the loss has no gradient at the places that BPTT went back from.")
+    x = np.zeros((300, 2, 2))
+    x[-1, 1] = 1e-12  # of the last place of one row alone
+    d = fb.diagnose(rotation(0.9), x, longest_lag=100)
+    assert np.isnan(d.gradient.log_norms[0]).mean() == 15 / 16
+    assert (d.lag, d.lag_extrapolated) == (66, False)
+
+
+@pytest.mark.parametrize(
+    ("decades", "text"),
+    [
+        (2.5, "3.2e+02"), (5.9999, "1.0e+06"), (-0.001, "1.0e+00"), (-3.2, "6.3e-04"),
+        (math.nan, "nan"), (math.inf, "inf"), (-math.inf, "0"),
+    ],
+)  # fmt: skip
+def test_powers_of_ten(decades, text):
+    assert _decades(decades) == text
 
 
 def test_gradient_by_lag_against_explicit_jacobians():

@@ -41,7 +41,7 @@ FLOORS = [
     ["network"],
     ["networks"],
     ["loading", "spectral"],
-    ["bridges", "converters", "diagnosis"],
+    ["bridges", "converters", "diagnosis", "environment"],
     ["cli", "__main__", "__init__"],
 ]
 RUN_TIME = {"numpy", "numba", "llvmlite"}  # llvmlite is numba's own

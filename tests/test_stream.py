@@ -248,6 +248,21 @@ def test_the_state_is_the_one_of_the_forward_pass_to_the_bit(dtype, H):
     assert_array_equal(stream.result().state, net(x, start)[1])
 
 
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_a_state_of_several_layers_without_a_batch(kind):
+    net, rng = getattr(fb, kind)(3, 5, 2, rng=0), np.random.default_rng(0)
+    x = rng.normal(size=(30, 3)).astype(np.float32)
+    parts = [rng.normal(size=(2, 5)).astype(np.float32) for _ in range(1 + (kind == "LSTM"))]
+    found = []
+    for batch in (False, True):
+        start = [part[:, None] if batch else part for part in parts]
+        stream = fb.JacobianStream(net, state=tuple(start) if kind == "LSTM" else start[0], rng=0)
+        stream.update(x[:, None] if batch else x)
+        found.append(stream.result())
+    assert_array_equal(found[0].estimate, found[1].estimate[0])
+    assert_array_equal(found[0].exponents, found[1].exponents[0])
+
+
 def test_exponents_sum_to_the_log_determinant():
     net, x = driven(6, 2.0, T=400, B=1)
     s = fb.JacobianStream(net, probes=6)

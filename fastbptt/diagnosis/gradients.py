@@ -8,14 +8,30 @@ import numpy as np
 from ..network import Network
 from .sources import OneHot
 
-_SEGMENT = 16  # steps BPTT goes back before it is rescaled: float32 holds 80 nats
+_SEGMENT = 16  # steps BPTT goes back before it is rescaled, fewer where it leaves the range
+# Of the nats between 1 and the smallest normal number, those a norm may change by: what is left
+# holds the elements that are smaller than the norm.
+_RANGE = 0.7
 
 
 class GradientByLag(NamedTuple):
     """log ||dL_t/dh_{t-lag}|| - log ||dL_t/dh_t||, nats."""
 
     lags: np.ndarray  # (L,)
-    log_norms: np.ndarray  # (L, places): 0 at lag 0, -inf where the gradient is zero
+    # (L, places·B): 0 at lag 0, -inf where the gradient is zero, NaN where dL_t/dh_t is
+    log_norms: np.ndarray
+
+    def median(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(L,) over the places of all batch rows, or of those that `rows`, (B,) of bool, names.
+
+        Of those whose loss has a gradient; NaN if none has.
+        """
+        known = ~np.isnan(self.log_norms[0])
+        if rows is not None:
+            known &= np.tile(rows, known.size // rows.size)
+        if not known.any():
+            return np.full(self.lags.size, np.nan)
+        return np.median(self.log_norms[:, known], axis=1)
 
 
 def joined(state: Any) -> np.ndarray:
@@ -61,27 +77,44 @@ def gradient_by_lag(
         states[s1] = joined(net(windows[s0:s1], parted(net, states[s0]))[1])
     log_norms = np.zeros((lags.size, P))
     nats = np.zeros(P)
+    most = -_RANGE * np.log(np.finfo(net.dtype).tiny)
 
     def rescaled(gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         norm = np.linalg.norm(gradient.astype(np.float64).swapaxes(0, 1).reshape(P, -1), axis=1)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             scaled = gradient / np.where(norm > 0, norm, 1)[:, None]
             return scaled.astype(net.dtype), np.log(norm)
 
-    d_state, _ = rescaled(d_state.astype(net.dtype))
+    def back(
+        s0: int, s1: int, begin: np.ndarray, d_state: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """dL/d state s0 from d_state, that of s1, both of norm 1, and the nats between them."""
+        trace = net.trace(windows[s0:s1], parted(net, begin))
+        gradient = trace.backward(d_state=parted(net, d_state), input_gradient=False).state
+        d_begin, growth = rescaled(joined(gradient))
+        if s1 - s0 == 1 or (np.abs(growth) <= most).all():
+            return d_begin, growth
+        middle = (s0 + s1) // 2
+        state = joined(net(windows[s0:middle], parted(net, begin))[1])
+        d_middle, late = back(middle, s1, state, d_state)
+        d_begin, early = back(s0, middle, begin, d_middle)
+        return d_begin, early + late
+
+    d_state, begun = rescaled(d_state.astype(net.dtype))
     for i in range(1, lags.size):
         s0, s1 = L - lags[i], L - lags[i - 1]
-        trace = net.trace(windows[s0:s1], parted(net, states[s0]))
-        gradient = trace.backward(d_state=parted(net, d_state), input_gradient=False).state
-        d_state, growth = rescaled(joined(gradient))
+        d_state, growth = back(int(s0), int(s1), states[s0], d_state)
         nats = nats + growth
         log_norms[i] = nats
+    log_norms[:, begun == -np.inf] = np.nan
     return GradientByLag(lags, log_norms)
 
 
-def lag_of_factor(by_lag: GradientByLag, factor: float) -> int | None:
-    """The first lag whose median over places is beyond 1/factor .. factor; None if none is."""
-    median = np.median(by_lag.log_norms, axis=1)
+def lag_of_factor(
+    by_lag: GradientByLag, factor: float, rows: np.ndarray | None = None
+) -> int | None:
+    """The first lag whose `median` is beyond 1/factor .. factor; None if none is."""
+    median = by_lag.median(rows)
     beyond = np.flatnonzero(np.abs(median) >= np.log(factor))
     if not beyond.size:
         return None

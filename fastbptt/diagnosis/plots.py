@@ -32,13 +32,11 @@ def _growth(d: "Diagnosis", ax: Any) -> None:
 def _by_lag(d: "Diagnosis", ax: Any) -> None:
     decades = d.gradient.log_norms / np.log(10)
     ax.plot(d.gradient.lags, decades, color="C0", alpha=0.3, lw=0.8)
-    ax.plot(
-        d.gradient.lags, np.median(decades, axis=1), color="C0", lw=2, label="median of the places"
-    )
+    ax.plot(d.gradient.lags, d.median / np.log(10), color="C0", lw=2, label="median of the places")
     for side in (-3, 3):
         ax.axhline(side, color="C3", ls=":", lw=1, label="a factor of 1000" if side < 0 else None)
     if d.lag is not None and not d.lag_extrapolated:
-        crossed = 3 * np.sign(np.median(decades, axis=1)[d.gradient.lags >= d.lag][0])
+        crossed = 3 * np.sign(d.median[d.gradient.lags >= d.lag][0])
         ax.plot(d.lag, crossed, "o", color="C3")
         ax.annotate(f"  lag {d.lag}", (d.lag, crossed), color="C3", va="bottom")
     ax.set(

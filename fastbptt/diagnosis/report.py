@@ -50,7 +50,8 @@ class Diagnosis:
         of those at 0; of a gated net the share of all its gates, at the places BPTT goes back from.
     gradient : GradientByLag
     lag : int or None
-        Steps after which the gradient is beyond a factor of 1000; None if it is not.
+        Steps after which the gradient is beyond a factor of 1000; None if it is not.  Of the
+        batch rows that the verdict is about: those that explode, or all.
     lag_extrapolated : bool
         Whether `lag` comes from the rate, being more than the steps BPTT went back.
     """
@@ -70,6 +71,11 @@ class Diagnosis:
         return _verdict(self.stream)
 
     @property
+    def median(self) -> np.ndarray:
+        """The gradient's log-norm by lag, (L,), the median over places and `lag`'s batch rows."""
+        return self.gradient.median(_decisive(self.stream))
+
+    @property
     def sentence(self) -> str:
         """The verdict and the lag in words."""
         product = f"the product over {self.stream.steps:,} steps has"
@@ -79,28 +85,31 @@ class Diagnosis:
             "explodes": f"The gradient explodes: {product} grown to {grown} or more",
             "neither": f"The gradient neither vanishes nor explodes: {product} no clear trend",
         }[self.verdict]
+        if self.lag is None and np.isnan(self.median[0]):
+            return f"{says}; the loss has no gradient at the places that BPTT went back from."
         if self.lag is None:
             longest = self.gradient.lags[-1]
-            return f"{says}; by BPTT it stays within a factor of {FACTOR:g} for {longest} steps."
+            steps = _steps(longest)
+            return f"{says}; by BPTT it stays within a factor of {FACTOR:g} for {steps}."
         if self.lag_extrapolated:
             grows, how = self.verdict == "explodes", "extrapolated by the rate"
         else:
-            at = np.median(self.gradient.log_norms, axis=1)[self.gradient.lags >= self.lag][0]
+            at = self.median[self.gradient.lags >= self.lag][0]
             grows, how = at > 0, "the median of BPTT from several places"
         change = f"grown beyond {FACTOR:g} times" if grows else f"fallen below 1/{FACTOR:g} of"
-        return f"{says}; it has {change} its size after {self.lag:,} steps ({how})."
+        return f"{says}; it has {change} its size after {_steps(self.lag)} ({how})."
 
     def __str__(self) -> str:
         s, T = self.stream, max(self.stream.steps, 1)
         k = s.exponents.shape[1]
-        rate, error = s.exponents[0, 0], s.standard_error[0, 0]
+        row = int(s.exponents[:, 0].argmax())
+        rate, error = s.exponents[row, 0], s.standard_error[row, 0]
         bound, claim = "none for a gated or stacked net", ""
         if not math.isnan(self.classical_rate):
             bound = f"max|f'| ||W_hh|| = {math.exp(self.classical_rate):.4g} a step"
             claim = f"at most {self.classical_rate * T:,.6g} nats, so it "
             claim += "vanishes" if self.classical_rate < 0 else "could explode: says nothing"
-        median = np.median(self.gradient.log_norms, axis=1)
-        lags = zip(self.gradient.lags, median / math.log(10), strict=True)
+        lags = zip(self.gradient.lags, self.median / math.log(10), strict=True)
         by_lag = [f"{lag}: {_decades(y)}" for lag, y in lags if lag in _LAGS_SHOWN]
         rows = [
             ("net", self.net),
@@ -144,6 +153,17 @@ def _verdict(s: StreamResult) -> str:
     return "explodes" if (s.lower > math.log(FACTOR)).any() else "neither"
 
 
+def _decisive(s: StreamResult) -> np.ndarray:
+    """The batch rows that the verdict is about, (B,) of bool."""
+    if _verdict(s) == "explodes":
+        return s.lower > math.log(FACTOR)
+    return np.ones(s.lower.shape, bool)
+
+
+def _steps(n: int) -> str:
+    return f"{n:,} step" if n == 1 else f"{n:,} steps"
+
+
 def _power(nats: float) -> str:
     """e^nats as a power of ten."""
     return f"10^{nats / math.log(10):,.0f}" if math.isfinite(nats) else "0" if nats < 0 else "inf"
@@ -151,7 +171,10 @@ def _power(nats: float) -> str:
 
 def _decades(y: float) -> str:
     """10^y, also where it is no double."""
-    return "0" if y == -math.inf else f"{10 ** (y % 1):.1f}e{math.floor(y):+03d}"
+    if not math.isfinite(y):
+        return "0" if y < 0 else str(y)
+    mantissa, exponent = f"{10 ** (y % 1):.1f}", math.floor(y)
+    return f"1.0e{exponent + 1:+03d}" if mantissa == "10.0" else f"{mantissa}e{exponent:+03d}"
 
 
 def _span(y: np.ndarray) -> str:
@@ -215,6 +238,16 @@ def _pieces(x: Any, B: int) -> Iterator[tuple[int, np.ndarray]]:
         yield t0, chunk
 
 
+def check_state(output: np.ndarray, t0: int) -> None:
+    """Refuse a state that has overflowed: no gradient of it means anything."""
+    if not np.isfinite(output).all():
+        t, b, _ = np.argwhere(~np.isfinite(output))[0]
+        raise ValueError(
+            f"x: the net's state is no longer finite from step {t0 + t} on, batch row {b}: expected"
+            " fewer steps, or float64"
+        )
+
+
 def diagnose(
     net: Network,
     x: Any,
@@ -230,7 +263,7 @@ def diagnose(
 
     Parameters
     ----------
-    net : RNN, GRU or LSTM
+    net : RNN, GRU, LSTM or MGU
         Of one direction, not `batch_first`.
     x : ndarray (T,I) or (T,B,I), or OneHot
         At least 2 steps, finite, of the net's dtype.
@@ -255,7 +288,8 @@ def diagnose(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument; for NaN and Inf in x the step and the batch row.
+        Naming the argument; for NaN and Inf in x, or in the net's state, the step and the batch
+        row.
 
     Examples
     --------
@@ -293,6 +327,7 @@ def diagnose(
         cuts = [t - L for t in ends if t0 <= t - L < t0 + len(chunk)]
         for s0, s1 in itertools.pairwise([t0, *cuts, t0 + len(chunk)]):
             output, state = net(chunk[s0 - t0 : s1 - t0], state)
+            check_state(output, s0)
             if s1 in cuts:
                 starts[s1 + L] = joined(state)
             if isinstance(net, RNN):
@@ -310,10 +345,13 @@ def diagnose(
     gradient = gradient_by_lag(net, windows, start, d_state)
 
     result = stream.result(delta)
-    lag, rate = lag_of_factor(gradient, FACTOR), abs(float(np.mean(result.estimate))) / T
+    lag = lag_of_factor(gradient, FACTOR, _decisive(result))
     extrapolated = lag is None and _verdict(result) != "neither"
     if extrapolated:
-        lag = max(L + 1, math.ceil(math.log(FACTOR) / rate))
+        # of the row that grows most, or vanishes last
+        rate = abs(float(np.max(result.estimate))) / T
+        least = 1 if np.isnan(gradient.median(_decisive(result))[0]) else L + 1
+        lag = max(least, math.ceil(math.log(FACTOR) / rate))
     if isinstance(net, RNN):
         share = saturated / (T * B * H)
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, files
 
 
 class OneHot:
@@ -83,14 +83,20 @@ def _sound(path: pathlib.Path, dtype: Any) -> np.ndarray:
 
 
 def _array(path: pathlib.Path, dtype: Any) -> np.ndarray:
-    y = np.load(path, allow_pickle=False)
+    with open(path, "rb") as file:  # NumPy leaves it open where it is no archive but begins as one
+        y = np.load(file, allow_pickle=False)
     if not isinstance(y, np.ndarray):
         raise ValueError("expected one array (T, I), got an archive of several")
     if y.dtype.kind not in "fiu":
         raise ValueError(f"expected real numbers, got {y.dtype}")
     if y.ndim not in (2, 3) or 0 in y.shape:
         raise ValueError(f"expected shape (T, I), got {y.shape}")
-    return y.astype(dtype)
+    with np.errstate(over="ignore"):
+        cast = y.astype(dtype)
+    beyond = y[np.isfinite(y) & ~np.isfinite(cast)]
+    if beyond.size:
+        raise ValueError(f"holds {beyond[0]}, which is beyond {cast.dtype}; read it as float64")
+    return cast
 
 
 def read(path: Any, dtype: Any) -> OneHot | np.ndarray:
@@ -108,6 +114,5 @@ def read(path: Any, dtype: Any) -> OneHot | np.ndarray:
         if path.suffix.lower() == ".wav":
             return _sound(path, dtype)
         return text(path.read_text(encoding="utf-8"), dtype)
-    except (ValueError, OSError, EOFError, wave.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ValueError(f"{path}: {reason}") from None
+    except (OSError, wave.Error, *files.BROKEN) as error:
+        raise ValueError(f"{path}: {files.reason(error)}") from None

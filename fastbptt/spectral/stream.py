@@ -93,8 +93,7 @@ class JacobianStream:
             raise ValueError(
                 "net: expected one direction; the states of a bidirectional net are no chain"
             )
-        self.net = net
-        self._weights = net.weights
+        self.net, self._weights = net, net.weights
         self._blocks = len(net.weights.layers) * (1 + net.weights.design.has_c)  # of H, in a state
         N = self._blocks * net.hidden_size
         self.probes = min(checks.size(probes, "probes"), N)
@@ -111,7 +110,8 @@ class JacobianStream:
             if len(shape) not in (2, 3):
                 wanted = f"({net.num_layers}, B, {net.hidden_size})"
                 raise ValueError(f"state: expected {wanted}, B left out if unbatched, got {shape}")
-            self._begin(state, shape[-2], Layout(net.batch_first, len(shape) == 2))
+            B = shape[1] if len(shape) == 3 else 1
+            self._begin(state, B, Layout(net.batch_first, len(shape) == 2))
 
     @property
     def state_size(self) -> int:
