@@ -315,7 +315,7 @@ def _given_jacobians(args: argparse.Namespace) -> Any:
     if args.plot is not None:
         _picture_path(args.plot)
     try:
-        y = np.lib.format.open_memmap(path, mode="r")
+        y: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         if y.dtype.kind not in "fiu":
             raise ValueError("expected one array of real numbers")
         if str(y.dtype) not in ("float32", "float64"):
