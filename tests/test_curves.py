@@ -169,7 +169,8 @@ def test_textbook_bounds_of_curves_lie_above(case, dtype):
     steps = chain.step_bounds()
     norms = np.array([reference.log_norm_of_product(step[None]) for step in J])
     # what a gate adds to an element is about 1: however small they are, that much is rounded
-    near = (1 + T) * eps_of(dtype, T, J.shape[1]) * (1 + np.exp(-norms))
+    rounding = (1 + T) * eps_of(dtype, T, J.shape[1])
+    near = rounding * (1 + np.exp(-norms))
     assert (steps >= norms - near).all()
     curve, back = fb.growth_from(chain, 0), fb.growth_to(chain)
     products = reference.curve_of_log_norms(J) - np.cumsum(near)
@@ -184,8 +185,8 @@ def test_textbook_bounds_of_curves_lie_above(case, dtype):
         )[1][:, 0]  # fmt: skip
         with np.errstate(divide="ignore"):
             slope = np.log(reference.SLOPE[case.options["nonlinearity"]](a).max(axis=1))
-        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=10 * near)
-        assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + near).all()
+        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=10 * rounding)
+        assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + rounding).all()
 
 
 def nets_at_rest():
