@@ -123,6 +123,27 @@ def test_numba_options_are_named_in_one_file():
                 assert word not in text, f"{module} names {word}"
 
 
+def test_who_is_called_by_kernels_is_a_part_or_inlined():
+    """Of a kernel with code of its own there would be two copies, that may round differently."""
+    options, callers = {}, {}
+    for _, path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for mark in node.decorator_list:
+                call = mark if isinstance(mark, ast.Call) else ast.Call(mark, [], [])
+                if getattr(call.func, "id", "") in ("kernel", "implements"):
+                    options[node.name] = {keyword.arg for keyword in call.keywords}
+                    if call.func.id == "implements":
+                        options[node.name] = {"inlined"}
+                    called = (y.func for y in ast.walk(node) if isinstance(y, ast.Call))
+                    callers[node.name] = {y.id for y in called if isinstance(y, ast.Name)}
+    called = set().union(*callers.values()) & options.keys()
+    assert len(called) > 30
+    of_integers = {"barrier", "join", "meet", "part"}  # of a team
+    assert {name for name in called if not options[name] & {"part", "inlined"}} == of_integers
+
+
 def test_every_size_of_file_is_readable():
     for module, path in modules():
         assert len(path.read_text().splitlines()) <= 400, module

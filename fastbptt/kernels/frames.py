@@ -71,7 +71,7 @@ def _project_out(frame, i, R):
         R[i, m] = 0
 
 
-@kernel
+@kernel(part=True)
 def orthonormalise(frame, R):
     """frame (k,N) <- Q' and R (k,k) of frame' = Q R, R float64.
 
@@ -148,6 +148,12 @@ def settle(frame, R, e):
 
 @kernel
 def multiply_factor(R, U, e, row):
+    """`factor_times`, for Python."""
+    factor_times(R, U, e, row)
+
+
+@kernel(part=True)
+def factor_times(R, U, e, row):
     """diag(2^e) U <- R diag(2^e) U for upper triangular R, U (k,k); row (k,) is work space."""
     k = R.shape[0]
     for i in range(k):

@@ -196,7 +196,10 @@ def kernel(
 
     Those that make arrays for themselves say so (`allocates`), and leave loops to others.
     `inlined` kernels become part of whoever calls them.  A `part` is called by other kernels only,
-    and compiled and cached as theirs: half of a cold start went to code that no one calls.
+    and compiled and cached as theirs: half of a cold start went to code that no one calls.  Who is
+    called by kernels is one or the other: of a kernel with code of its own those above it have a
+    second copy, in which LLVM may add up in another order, and which of the two they run depends on
+    what this process has compiled and what it has read from the cache.
     A 0 in a call is an integer like any other: Numba would compile the kernel once more for it,
     which took a seventh of a cold start.
     """

@@ -383,7 +383,7 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     soon = shifted(soon, (group - begin) * n * share, share)
 
 
-@kernel
+@kernel(part=True)
 def bias_gradient(da, some, gradient, partial):
     """gradient[j] += sum_s da[s,j], s from r0 to r1-1 (`some`), in sums of GRADIENT_ROWS.
 

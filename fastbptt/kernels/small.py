@@ -17,7 +17,7 @@ def columns(k: int) -> int:
     return padded(-(-k // AT_ONCE) * AT_ONCE, np.float64)
 
 
-@kernel
+@kernel(part=True)
 def triangle(G, R):
     """R (k,k) upper triangular with R'R = G, of G symmetric; a row that G has lost becomes zero."""
     k = G.shape[0]
@@ -40,7 +40,7 @@ def triangle(G, R):
             R[i, j] = total / root if not lost else 0.0
 
 
-@kernel
+@kernel(part=True)
 def largest_two(A):
     """The two largest singular values of A (k,k), by Jacobi rotations of its columns; A is spent.
 
@@ -81,7 +81,7 @@ def largest_two(A):
     return first, second
 
 
-@kernel
+@kernel(part=True)
 def times(A, B, zeros, C):
     """C = A B; zeros (columns,)."""
     k, wide = A.shape
@@ -98,7 +98,7 @@ def times(A, B, zeros, C):
                 C[i, j] += one * B[m, j]
 
 
-@kernel
+@kernel(part=True)
 def multiply(A, B, zeros, C):
     """C = A B and the exponent by which C was scaled down."""
     times(A, B, zeros, C)
@@ -115,7 +115,7 @@ def multiply(A, B, zeros, C):
     return exponent
 
 
-@kernel
+@kernel(part=True)
 def norm(A, zeros, scratch, squarings):
     """||A|| of A (k,columns) or a little less, by the power method; scratch (2,k,columns).
 
@@ -156,7 +156,7 @@ def norm(A, zeros, scratch, squarings):
     return math.sqrt(energy / square)
 
 
-@kernel
+@kernel(part=True)
 def copy(A, B):
     """B <- A, of one shape and any dtype; in registers, which an assignment of arrays is not."""
     for i in range(A.shape[0]):
@@ -164,7 +164,7 @@ def copy(A, B):
             B[i, j] = A[i, j]
 
 
-@kernel
+@kernel(part=True)
 def solve(A, B):
     """B <- A^-1 B, A and B (k,columns), by elimination with row pivots; A is spent.
 
@@ -195,7 +195,7 @@ def solve(A, B):
                 B[m, j] -= factor * B[i, j]
 
 
-@kernel
+@kernel(part=True)
 def inverse(R, out):
     """out = R^-1 of R (k,.) upper triangular; a column that R has lost becomes zero."""
     k = R.shape[0]

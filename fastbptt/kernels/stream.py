@@ -19,7 +19,7 @@ from .cells import (
     slots,
     tangent,
 )
-from .frames import EMPTY, multiply_factor, orthonormalise
+from .frames import EMPTY, factor_times, orthonormalise
 from .jit import kernel
 from .lines import line, whole
 from .panels import BLOCK, from_output, nothing, packed
@@ -94,7 +94,7 @@ def _settle(s, b, frame, R, row):
     """Orthonormalise one frame, multiply its factor, note its growth, choose the next interval."""
     k = R.shape[0]
     orthonormalise(frame, R)
-    multiply_factor(R, s.U[b], s.e[b], row)
+    factor_times(R, s.U[b], s.e[b], row)
     steps = s.since[b]
     low, high = math.inf, -math.inf
     for i in range(k):
