@@ -671,6 +671,8 @@ def main() -> None:
         parser.error(str(error))
     if any(run["machine_info"]["quick"] for run in (report, again) if run):
         parser.error("expected a run without --quick, whose times mean nothing")
+    if again and again["commit"] != report["commit"]:
+        parser.error(f"--again: expected a run of commit {report['commit']}, got {again['commit']}")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     new = f"{before}{BEGIN}\n{text(report, again)}\n{END}{after}"
     given.readme.write_text(new, encoding="utf-8")

@@ -362,6 +362,13 @@ def test_the_parts_of_a_run_are_of_one_state(table, written, readme, monkeypatch
         with pytest.raises(SystemExit):
             table.main()
         assert f"{odd}: " in capsys.readouterr().err
+    again = ["--again", str(written(WON, commit="fedcba9"))]
+    monkeypatch.setattr(
+        sys, "argv", ["table.py", str(written(WON)), *again, "--readme", str(readme)]
+    )
+    with pytest.raises(SystemExit):
+        table.main()
+    assert "--again: expected a run of commit 0123456789" in capsys.readouterr().err
     assert "old" in readme.read_text()
 
 
