@@ -17,7 +17,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from table import share_of_peak
+from results import share_of_peak
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "pictures"
 # Okabe and Ito's colours, which the colour-blind tell apart; each line is labelled besides.

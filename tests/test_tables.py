@@ -27,6 +27,13 @@ def table():
     sys.path.remove(str(BENCHES))
 
 
+@pytest.fixture(scope="module")
+def results(table):
+    import results
+
+    return results
+
+
 @pytest.fixture
 def limits(table, monkeypatch):
     import limits
@@ -149,10 +156,10 @@ def rows(text, first):
 
 
 @pytest.fixture
-def text(table, written):
+def text(table, results, written):
     """The tables of a run in two parts."""
     files = [written(LIMITS, WON, SLOW), written(LOST, START)]
-    return table.text(table.read(files), None)
+    return table.text(results.read(files), None)
 
 
 def test_a_row_that_is_won(text):
@@ -181,21 +188,21 @@ def test_a_row_below_its_bar_says_where_the_time_goes(text):
     assert "Forward, 1 of 2 rows at their bar:" in text
 
 
-def test_curves_are_no_excuse(table):
+def test_curves_are_no_excuse(results):
     # 0.205 us for products, which the bar counts, 0.032 for tanhs, which it does not, 1.2 x jax
     for ours, met in ((0.235, True), (0.25, False)):
         seconds = {"fastbptt": [ours] * 3, "jax (1)": [1.2 * ours] * 3, "torch (1)": [4] * 3}
         row = case("forward", ONE, "rnn", seconds)
-        assert table.share_of_limit(row) > 0.9
-        assert table.sweep_bar(row) == met
+        assert results.share_of_limit(row) > 0.9
+        assert results.sweep_bar(row) == met
 
 
-def test_the_bar_of_small_nets_is_read_against_jax(table):
+def test_the_bar_of_small_nets_is_read_against_jax(table, results):
     seconds = {"fastbptt": [0.8] * 3, "torch (1)": [40] * 3}
     seconds |= {"jax (1)": [2.2] * 3, "jax expert (1)": [1.4] * 3, "call": [0.1] * 3}
     row = case("train", ONE, "rnn", seconds)
-    assert not table.sweep_bar(row)
-    limit = 0.8 * table.share_of_limit(row)
+    assert not results.sweep_bar(row)
+    limit = 0.8 * results.share_of_limit(row)
     assert f"limit {1.4 / limit:.2f} x, {2.2 / limit:.2f} x jax" in table.binding(row, False)
 
 
@@ -216,38 +223,38 @@ def test_a_row_that_is_lost(table, text):
         (["neon"], "(family 25, model 1), 2 cores"),
     ],
 )
-def test_the_processor_and_its_registers(table, written, flags, wanted):
+def test_the_processor_and_its_registers(table, results, written, flags, wanted):
     file = written(WON)
     known = json.loads(file.read_text())
     known["machine_info"]["cpu"] |= {"family": 25, "model": 1, "flags": flags}
     file.write_text(json.dumps(known))
-    text = table.text(table.read([file]), None)
+    text = table.text(results.read([file]), None)
     assert text.startswith("Measured at commit 0123456 on Abacus (family 25, model 1), ")
     assert wanted in text.split("Linux")[0]
 
 
-def test_of_limits_measured_twice_the_largest_are_the_limits(table, written):
+def test_of_limits_measured_twice_the_largest_are_the_limits(table, results, written):
     better = {"gbytes": {**LIMITS["gbytes"], "L1": 90, "L2": 60}, "sgemm": 80}
-    text = table.text(table.read([written(LIMITS), written(LIMITS | better), written(WON)]), None)
+    text = table.text(results.read([written(LIMITS), written(LIMITS | better), written(WON)]), None)
     (limits,) = [row for row in rows(text, "threads") if "L1, GB/s" in row]
     assert [limits[name] for name in ("L1, GB/s", "L2", "NumPy's sgemm")] == ["100", "60", "90"]
 
 
-def test_a_row_is_read_against_what_the_machine_gave_beside_it(table, written):
+def test_a_row_is_read_against_what_the_machine_gave_beside_it(table, results, written):
     lent = WON | {"limits": WON["limits"] | {"gflops": [120, 125, 180]}}
-    text = table.text(table.read([written(LIMITS, lent)]), None)
+    text = table.text(results.read([written(LIMITS, lent)]), None)
     # 65.5 of 125 GFLOP/s, and curves for an eighth of the time
     assert [row["of limit"] for row in rows(text, "T, B, I, H")] == ["65%"]
     assert "FMA peak, by threads: 125 GFLOP/s (1)." in text
 
 
-def test_a_step_has_the_arithmetic_of_those_who_take_part_in_it(table):
+def test_a_step_has_the_arithmetic_of_those_who_take_part_in_it(results):
     near = given(0.01 * MICRO, gflops=200)
     row = SLOW | {"limits": near, "threads": 2}
     # 4096 operations of W_ih x by both threads, 8192 of W_hh h and 64 tanhs by one
-    assert table.limits_of(row)["arithmetic"] == pytest.approx(0.02048 * MICRO + 0.08192 * MICRO)
-    assert table.share_of_limit(row) == pytest.approx((0.1024 + 0.032) / 0.4)
-    assert table.share_of_limit(row | {"sharers": 2}) == pytest.approx((0.06144 + 0.032) / 0.4)
+    assert results.limits_of(row)["arithmetic"] == pytest.approx(0.02048 * MICRO + 0.08192 * MICRO)
+    assert results.share_of_limit(row) == pytest.approx((0.1024 + 0.032) / 0.4)
+    assert results.share_of_limit(row | {"sharers": 2}) == pytest.approx((0.06144 + 0.032) / 0.4)
 
 
 @pytest.mark.parametrize(
@@ -318,15 +325,15 @@ def test_the_mean_the_machine_and_the_commands(text):
     assert start[""] == "met"
 
 
-def test_of_what_was_measured_twice_all_rounds_count(table, written):
+def test_of_what_was_measured_twice_all_rounds_count(table, results, written):
     slow = {"task": "import", "seconds": {"fastbptt": [0.4, 0.42], "numba": [0.2, 0.2]}}
-    text = table.text(table.read([written(START), written(slow, WON)]), None)
+    text = table.text(results.read([written(START), written(slow, WON)]), None)
     (start,) = rows(text, "what")  # of 1.5, 1.2, 1.3, 2.0 and 2.1
     assert start["measured"] == "1.50 (1.20–2.10) x `import numba`"
     assert start[""] == "**missed**"
 
 
-def test_of_a_row_that_was_visited_twice_all_rounds_count(table, written):
+def test_of_a_row_that_was_visited_twice_all_rounds_count(table, results, written):
     held_up = copy.deepcopy(WON)
     held_up["seconds"] |= {"fastbptt": [40 * MICRO, 20 * MICRO], "torch (2)": [60 * MICRO] * 2}
     for name in ("torch (1)", "jax (1)", "call"):
@@ -334,7 +341,7 @@ def test_of_a_row_that_was_visited_twice_all_rounds_count(table, written):
     held_up["limits"]["gflops"] = [50, 50]
     held_up["errors"] = {"fastbptt": 5e-7}
     files = [written(WON, SLOW), written(held_up)]
-    text = table.text(table.read(files), table.read(files))
+    text = table.text(results.read(files), results.read(files))
     won, _ = rows(text, "T, B, I, H")
     assert won["µs/step"] == "10"  # of 7, 8, 10, 40 and 20
     assert won["ratio (min–max)"] == "2.00 (1.50–3.00)"  # of 3, 2, 2, 1.5 and 3
@@ -345,12 +352,12 @@ def test_of_a_row_that_was_visited_twice_all_rounds_count(table, written):
     assert "is fastest in 2 of 2 rows" in text
     del held_up["seconds"]["call"]
     with pytest.raises(ValueError, match="the same libraries in both visits to a row, not call"):
-        table.text(table.read([written(WON), written(held_up)]), None)
+        table.text(results.read([written(WON), written(held_up)]), None)
 
 
-def test_what_was_no_comparison_may_be_measured_twice(table, written):
+def test_what_was_no_comparison_may_be_measured_twice(table, results, written):
     long = {"task": "long", "seconds": 11.0, "growth_bytes": 1e5}
-    text = table.text(table.read([written(long), written(long | {"seconds": 12.0}, WON)]), None)
+    text = table.text(results.read([written(long), written(long | {"seconds": 12.0}, WON)]), None)
     (row,) = rows(text, "what")
     assert row["measured"] == "12 s, peak memory + 0.1 MB"
 
@@ -372,7 +379,7 @@ def test_the_parts_of_a_run_are_of_one_state(table, written, readme, monkeypatch
     assert "old" in readme.read_text()
 
 
-def test_what_a_bench_notes_makes_a_row(table, written, monkeypatch):
+def test_what_a_bench_notes_makes_a_row(table, results, written, monkeypatch):
     import cases
     import peers
     import timing
@@ -395,20 +402,20 @@ def test_what_a_bench_notes_makes_a_row(table, written, monkeypatch):
     info = Benchmark.extra_info
     for name in ("torch (1)", "jax (1)"):
         info["seconds"][name] = info["seconds"]["numpy (1)"]
-    text = table.text(table.read([written(info), written(info)]), None)
+    text = table.text(results.read([written(info), written(info)]), None)
     (row,) = rows(text, "T, B, I, H")
     assert row["best peer (threads): µs/step"].startswith("numpy (1): ")
     assert "the median over the 4 rounds" in text
     assert float(row["GFLOP/s"]) > 0
 
 
-def test_windows_with_a_bar_and_without(table, written):
+def test_windows_with_a_bar_and_without(table, results, written):
     def windows(lag, bar, ours):
         seconds = {"fastbptt": [ours * MICRO] * 3, "numpy": [90 * MICRO, 120 * MICRO, 60 * MICRO]}
         info = {"task": f"windows 1 {lag}", "T": 5000, "size": 128, "threads": 1, "lag": lag}
         return info | {"bar": bar, "seconds": seconds, "note": f"so many of {lag}", "error": 0.004}
 
-    text = table.text(table.read([written(windows(100, 8, 10), windows(9, None, 180))]), None)
+    text = table.text(results.read([written(windows(100, 8, 10), windows(9, None, 180))]), None)
     short, long = sorted(rows(text, "what"), key=lambda row: row["bar"], reverse=True)
     assert short["what"] == "`growth_window(lag=9)`, T = 5,000, H = 128, threads: 1"
     assert short["ratio (min–max)"] == "0.50 (0.33–0.67) x faster"
@@ -419,21 +426,21 @@ def test_windows_with_a_bar_and_without(table, written):
     assert "Windows of lag 9: so many of 9." in text
 
 
-def test_again_says_where_a_second_run_has_another_winner(table, written):
+def test_again_says_where_a_second_run_has_another_winner(table, results, written):
     turned = copy.deepcopy(LOST)
     turned["seconds"]["torch (1)"] = [6 * MICRO] * 3
-    first, second = table.read([written(WON, SLOW, LOST)]), table.read([written(WON, turned)])
+    first, second = results.read([written(WON, SLOW, LOST)]), results.read([written(WON, turned)])
     text = table.text(first, second)
     assert "agrees on who is fastest in 1 of 2 rows; the first has fastbptt ahead in 1." in text
     counts = "1 of 1 rows of forward and 0 of 1 rows of train"
     assert f"In a second run {counts} are at their bar." in text
     bridge = written({**SLOW, "task": "bridge"})
-    assert "at their bar." not in table.text(table.read([bridge]), table.read([bridge]))
+    assert "at their bar." not in table.text(results.read([bridge]), results.read([bridge]))
     (other,) = rows(text, "row")
     assert other["row"] == "train, lstm, float32, 1000, 1, 32, 64, threads: 1"
     assert other["fastest, ratio"] == "torch, 0.80"
     assert other["in the second run"] == "fastbptt, 1.20"
-    assert "fastest in 2 of 2 rows" in table.text(first, table.read([written(SLOW, WON)]))
+    assert "fastest in 2 of 2 rows" in table.text(first, results.read([written(SLOW, WON)]))
 
 
 @pytest.fixture
@@ -516,10 +523,10 @@ def test_no_relu_is_at_its_corner_but_for_rounding(table):
     assert 0 < (data.x != plain.x).any(axis=2).mean() < 0.1
 
 
-def test_a_whole_training_step(table, written):
+def test_a_whole_training_step(table, results, written):
     shape = (100, 8, 64, 128)
     one = case("train", shape, "lstm", {"fastbptt": [60, 70, 90], "torch (2)": [84, 77, 90]})
-    text = table.text(table.read([written(one | {"task": "step", "threads": 2})]), None)
+    text = table.text(results.read([written(one | {"task": "step", "threads": 2})]), None)
     (row,) = rows(text, "T, B, I, H")
     assert list(row.values()) == [
         *("100, 8, 64, 128", "lstm", "2", "7", "torch (2): 8.4", "1.10 (1.00–1.40)")
@@ -539,11 +546,11 @@ def test_a_whole_training_step(table, written):
         (256, 16, 0.5, 0.78, "–"),
     ],
 )
-def test_the_bars_of_a_stream(table, written, H, k, jax, share, said):
+def test_the_bars_of_a_stream(table, results, written, H, k, jax, share, said):
     seconds = {"fastbptt": [1] * 3, "jax (1)": [jax] * 3, "torch (1)": [9] * 3}
     seconds["forward"] = [0.8] * 3
     stream = case("forward", (1000, 1, 32, H), "rnn", seconds, flops=1e5 * share)
-    text = table.text(table.read([written(LIMITS, stream | {"task": "stream", "k": k})]), None)
+    text = table.text(results.read([written(LIMITS, stream | {"task": "stream", "k": k})]), None)
     (row,) = rows(text, "H, k")
     assert row["bar"] == said
     if (H, k) == (64, 8):
@@ -551,7 +558,7 @@ def test_the_bars_of_a_stream(table, written, H, k, jax, share, said):
         assert row["jax, at the limit"] == f"{jax / (share + 0.032):.2f}"
 
 
-def test_what_full_measures_beside_the_usual_rows(table, written):
+def test_what_full_measures_beside_the_usual_rows(table, results, written):
     relu = SLOW | {"nonlinearity": "relu", "kind": "relu"}
     seconds = {"fastbptt": [0.5] * 3, "jax (1)": [0.625] * 3, "torch (1)": [4] * 3}
     near = case(
@@ -559,7 +566,7 @@ def test_what_full_measures_beside_the_usual_rows(table, written):
     )  # of which its limit in float64, but curves, is 0.451
     half = given(0.369 * MICRO, gflops=50, gcurves=1)  # 28 of 32 KB from L1
     double = [row | {"dtype": "float64", "limits": half} for row in (WON, near)]
-    text = table.text(table.read([written(LIMITS, WON, relu, *double)]), None)
+    text = table.text(results.read([written(LIMITS, WON, relu, *double)]), None)
     assert len(rows(text, "T, B, I, H")) == 1
     some, both = rows(text, "task")
     assert list(some.values())[1:] == ["relu", "float32", "1 of 1", "0 of 1", "1.25", "1.25"]

@@ -10,8 +10,10 @@ import math
 import numpy as np
 
 from .jit import kernel
+from .lines import line
 
 EMPTY = -(2**62)  # the exponent of a row of zeros
+_FAR_BELOW = 500  # powers of two
 
 
 @kernel(part=True, inlined=True)
@@ -39,41 +41,44 @@ def _four(m, i):
     return m, min(m + 1, i - 1), min(m + 2, i - 1), min(m + 3, i - 1)
 
 
-@kernel(part=True)
-def _project_out(frame, i, R):
-    """Take from row i what of it the rows before it span, and add that to column i of R.
+@kernel(part=True, inlined=True)
+def _project_out(frame, i, r, z):
+    """Take from z, row i, what of it the rows before it span, and add that to column i of R.
 
-    By four rows at a time, so that row i is read once for them: one by one it took twice as long.
+    By four rows at a time, so that z is read once for them: one by one it took twice as long.
     """
-    N, nothing = frame.shape[1], frame.dtype.type(0)
+    (k, N), nothing = frame.shape, frame.dtype.type(0)
     for m in range(0, i, 4):
         m0, m1, m2, m3 = _four(m, i)
+        q0, q1 = line(frame, m0 * N, "h"), line(frame, m1 * N, "h")
+        q2, q3 = line(frame, m2 * N, "h"), line(frame, m3 * N, "h")
         dot0, dot1, dot2, dot3 = nothing, nothing, nothing, nothing
         for j in range(N):
-            y = frame[i, j]
-            dot0 += frame[m0, j] * y
-            dot1 += frame[m1, j] * y
-            dot2 += frame[m2, j] * y
-            dot3 += frame[m3, j] * y
-        R[i, m0], R[i, m1], R[i, m2], R[i, m3] = dot0, dot1, dot2, dot3  # for a moment
+            dot0 += q0[j] * z[j]
+            dot1 += q1[j] * z[j]
+            dot2 += q2[j] * z[j]
+            dot3 += q3[j] * z[j]
+        row = i * k  # for a moment
+        r[row + m0], r[row + m1] = np.float64(dot0), np.float64(dot1)
+        r[row + m2], r[row + m3] = np.float64(dot2), np.float64(dot3)
     for m in range(0, i, 4):
         m0, m1, m2, m3 = _four(m, i)
-        dot0 = frame.dtype.type(R[i, m0])
-        dot1 = frame.dtype.type(R[i, m1]) if m + 1 < i else nothing
-        dot2 = frame.dtype.type(R[i, m2]) if m + 2 < i else nothing
-        dot3 = frame.dtype.type(R[i, m3]) if m + 3 < i else nothing
+        q0, q1 = line(frame, m0 * N, "h"), line(frame, m1 * N, "h")
+        q2, q3 = line(frame, m2 * N, "h"), line(frame, m3 * N, "h")
+        dot0 = frame.dtype.type(r[i * k + m])
+        dot1 = frame.dtype.type(r[i * k + m1]) if m + 1 < i else nothing
+        dot2 = frame.dtype.type(r[i * k + m2]) if m + 2 < i else nothing
+        dot3 = frame.dtype.type(r[i * k + m3]) if m + 3 < i else nothing
         for j in range(N):
-            low = dot0 * frame[m0, j] + dot1 * frame[m1, j]
-            high = dot2 * frame[m2, j] + dot3 * frame[m3, j]
-            frame[i, j] -= low + high
+            z[j] -= (dot0 * q0[j] + dot1 * q1[j]) + (dot2 * q2[j] + dot3 * q3[j])
     for m in range(i):
-        R[m, i] += R[i, m]
-        R[i, m] = 0
+        r[m * k + i] += r[i * k + m]
+        r[i * k + m] = 0.0
 
 
 @kernel(part=True)
-def orthonormalise(frame, R):
-    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, R float64.
+def orthonormalise(frame, R, work):
+    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, R float64; work (N,) as frame.
 
     By classical Gram-Schmidt done twice: twice is enough (Giraud, Langou, Rozloznik 2005), and its
     products do not wait for each other.
@@ -82,45 +87,52 @@ def orthonormalise(frame, R):
     k, N = frame.shape
     number = frame.dtype.type
     tiny = N * np.finfo(frame.dtype).eps
-    least = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
+    far = number(math.sqrt(np.finfo(frame.dtype).max))
+    r, z = line(R, 0, "R"), line(work, 0, "work")
+    # all rows at first: no sum waits for another's
     for i in range(k):
-        for m in range(k):
-            R[m, i] = 0
-        energy = 0.0  # in float64: float32 squares overflow from 2^64 on
+        y = line(frame, i * N, "h")
+        square = number(0)
         for j in range(N):
-            energy += np.float64(frame[i, j]) * np.float64(frame[i, j])
-        exponent = _exponent(math.sqrt(energy))
-        if not least < energy < math.inf:  # squares have left the range of float64
+            square += y[j] * y[j]
+        exponent = (_exponent(square) + 1) >> 1
+        if not (square < far and square * far > 1):
             size = 0.0
             for j in range(N):
-                size = max(size, abs(np.float64(frame[i, j])))
+                size = max(size, abs(np.float64(y[j])))
             exponent = math.frexp(size)[1]
         if -exponent < np.finfo(frame.dtype).maxexp:
             scale = number(_scaled(1.0, -exponent))
             for j in range(N):
-                frame[i, j] *= scale
+                y[j] *= scale
         else:  # subnormal numbers alone: their scale would overflow
             for j in range(N):
-                frame[i, j] = math.ldexp(np.float64(frame[i, j]), -exponent)
+                y[j] = number(math.ldexp(np.float64(y[j]), -exponent))
+        r[i * k + i] = _scaled(1.0, exponent)
+    for i in range(k):
+        y, unscale = line(frame, i * N, "h"), r[i * k + i]
+        for m in range(i):
+            r[m * k + i] = 0.0
+        for j in range(N):
+            z[j] = y[j]
         for _ in range(2):
-            _project_out(frame, i, R)
+            _project_out(frame, i, r, z)
         square = number(0)
         for j in range(N):
-            square += frame[i, j] * frame[i, j]
+            square += z[j] * z[j]
         norm = math.sqrt(square)
         if norm <= tiny:
             norm = number(0)
         inverse = number(1) / norm if norm > number(0) else norm * number(0)  # 0, or a NaN kept
         for j in range(N):
-            frame[i, j] *= inverse
-        R[i, i] = norm
-        unscale = _scaled(1.0, exponent)
-        for m in range(i + 1):
-            R[m, i] *= unscale
+            y[j] = z[j] * inverse
+        for m in range(i):
+            r[m * k + i] *= unscale
+        r[i * k + i] = norm * unscale
 
 
 @kernel
-def settle(frame, R, e):
+def settle(frame, R, e, work):
     """`orthonormalise`, unless the frame is not finite, and how far its directions have grown.
 
     Returns (finite, most, spread, largest) in nats: |log R_ii| at most, of the directions that grew
@@ -133,7 +145,7 @@ def settle(frame, R, e):
             nothing += frame[i, j] * frame.dtype.type(0)
     if nothing != 0:
         return False, 0.0, 0.0, 0.0
-    orthonormalise(frame, R)
+    orthonormalise(frame, R, work)
     most, low, high = 0.0, math.inf, -math.inf
     for i in range(k):
         if e[i] > EMPTY:
@@ -164,9 +176,10 @@ def factor_times(R, U, e, row):
         for j in range(k):
             row[j] = 0
         for m in range(i, k):
-            if R[i, m] != 0 and e[m] > EMPTY:  # else `top` may lie below e[m], however far
-                # no farther down: so little adds nothing
-                weight = _scaled(R[i, m], max(e[m] - top, -2044))
+            # What lies that far below `top` adds nothing but subnormal numbers, each of which takes
+            # some processors 150 cycles.
+            if R[i, m] != 0 and e[m] > EMPTY and e[m] + _exponent(R[i, m]) > top - _FAR_BELOW:
+                weight = _scaled(R[i, m], e[m] - top)
                 for j in range(m, k):
                     row[j] += weight * U[m, j]
         total = 0.0

@@ -25,7 +25,8 @@ def whole(typingctx, array, n):
     return types.intp(array, types.intp), codegen
 
 
-# Memory of different names never overlaps: the state, the slots of a, and the gradients of each.
+# Memory of different names never overlaps: the state, the slots of a, and the gradients of each;
+# the factor of a frame, and work space.
 REGIONS = (
     "h",
     "c",
@@ -36,6 +37,8 @@ REGIONS = (
     "factors",
     "ax",
     "start",
+    "R",
+    "work",
     *(f"{a}{slot}" for a in ("a", "da") for slot in range(5)),
 )
 

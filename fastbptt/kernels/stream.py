@@ -90,10 +90,11 @@ def _close_block(s, b):
 
 
 @kernel(part=True)
-def _settle(s, b, frame, R, row):
+def _settle(s, b, frame, scratch):
     """Orthonormalise one frame, multiply its factor, note its growth, choose the next interval."""
+    R, row, work = scratch
     k = R.shape[0]
-    orthonormalise(frame, R)
+    orthonormalise(frame, R, work)
     factor_times(R, s.U[b], s.e[b], row)
     steps = s.since[b]
     low, high = math.inf, -math.inf
@@ -153,9 +154,9 @@ def _at(n, l, b, now, column, row):
 def _steps(cell, p, ax, tops, n, which, s, scratch):
     """Carry s over some steps, whose inputs are in ax; state 0 is in p.now[now].
 
-    `which` are (steps, now, b0, b1); R (k,k) and row (k,) of the scratch are work space.
+    `which` are (steps, now, b0, b1); the scratch is work space: (k,k), (k,), (W,).
     """
-    (steps, now, b0, b1), (R, row) = which, scratch
+    steps, now, b0, b1 = which
     at = slots(cell)
     B, Hp, H, wide, stride, each = n.B, n.Hp, n.H, n.wide, n.stride, n.each
     panel, pre = p.now, p.a
@@ -224,7 +225,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
             if since[b] >= interval[b] or (
                 e[b, 0] > EMPTY and _leaves_range(tangents, stride, far)
             ):
-                _settle(s, b, panel[now, b, 1:], R, row)
+                _settle(s, b, panel[now, b, 1:], scratch)
 
 
 @kernel(allocates=True)
@@ -245,11 +246,12 @@ def stream(cell, x, ax, m, starts, which, s):
     sizes = Sizes(B, layers, count, stride, wide, Hp, H, I, parts)
     w_ih, bias = packed(cell.w_ih, 0, I), rows(cell.bias, 0, 0)
     k = s.e.shape[1]
-    R, row, factors = np.empty((k, k)), np.empty(k), np.empty((1, n.factors * Hp), s.panel.dtype)
+    factors = np.empty((1, n.factors * Hp), s.panel.dtype)
+    scratch = np.empty((k, k)), np.empty(k), np.empty(stride, s.panel.dtype)
     p = Tangents(s.panel, s.panel, m.a, factors)
     for c in range(0, T, chunk):
         steps = min(chunk, T - c)
         source, target = rows(x, c * B * I, I), rows(ax, 0, ax.shape[1])
         some = (0, steps, b0, b1)
         matmul_steps(source, w_ih, n.x, (Hp, 0, Hp), bias, target, starts, some)
-        _steps(cell, p, ax, m.start, sizes, (steps, (start + c) % 2, b0, b1), s, (R, row))
+        _steps(cell, p, ax, m.start, sizes, (steps, (start + c) % 2, b0, b1), s, scratch)

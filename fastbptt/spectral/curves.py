@@ -8,9 +8,8 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.small import columns
-from ..kernels.windows import gram, history_norms
-from .factors import expected_shortfall, upper_margin
+from ..kernels.windows import history_norms
+from .factors import expected_shortfall, grams, upper_margin
 from .products import OfChain, Stretch, carry, checked, orthonormal
 
 
@@ -153,19 +152,6 @@ class _History:
         """(states,3): log ||P V||, log ||P Omega||, s2/s1; NaN from the chain's first on."""
         known = np.concatenate(self._parts)
         return np.concatenate([known, np.full((states - len(known), 3), np.nan)])
-
-
-def grams(history: Any) -> tuple[np.ndarray, np.ndarray]:
-    """V V' of each frame (k,N) as `windows.gram` gives it, (n,k,columns), and its shifts (n,)."""
-    if not isinstance(history, list):
-        out = np.zeros((len(history), history.shape[1], columns(history.shape[1])))
-        shifts = np.zeros(len(history), np.int64)
-        gram(history, out, shifts)
-        return out, shifts
-    # frames of different sizes
-    parts = zip(*(grams(frame[None]) for frame in history), strict=True)
-    G, shifts = (np.concatenate(part) for part in parts)
-    return G, shifts
 
 
 def _from_block(

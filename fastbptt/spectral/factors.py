@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels.frames import EMPTY
+from ..kernels.small import columns
+from ..kernels.windows import gram, history_norms
 
 
 class BlockNorms(NamedTuple):
@@ -17,24 +18,33 @@ class BlockNorms(NamedTuple):
     gap: np.ndarray  # 1 - (s2/s1)^2 of P V: 0 where the block sees no gap, 1 where it sees one only
 
 
-def block_norms(R: np.ndarray, U: np.ndarray, e: np.ndarray, R0: np.ndarray) -> BlockNorms:
-    """The norms of R diag(2^e) U and of the same times R0; R, U (B,k,k), e (B,k), R0 (k,k)."""
-    top = e.max(axis=-1, keepdims=True)
-    empty = top[..., 0] <= EMPTY
-    scaled = np.ldexp(U, np.maximum(e - top, -4000).astype(np.int32)[..., None])
-    factor = R @ np.where(empty[..., None, None], 0.0, scaled)
-    known = np.isfinite(factor).all(axis=(-2, -1))  # LAPACK refuses NaN; the norm is NaN then
-    safe = np.where(known[..., None, None], factor, 0.0)
-    s, gaussian = np.linalg.svd(np.stack([safe, safe @ R0]), compute_uv=False)
-    nats = np.where(empty, 0, top[..., 0]) * math.log(2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        second = s[..., 1] / s[..., 0] if s.shape[-1] > 1 else np.zeros_like(s[..., 0])
-        unknown = np.where(known, 0.0, np.nan)
-        return BlockNorms(
-            np.log(s[..., 0]) + nats + unknown,
-            np.log(gaussian[..., 0]) + nats + unknown,
-            np.nan_to_num(1 - second**2),
-        )
+def grams(history: Any) -> tuple[np.ndarray, np.ndarray]:
+    """V V' of each frame (k,N) as `windows.gram` gives it, (n,k,columns), and its shifts (n,)."""
+    if not isinstance(history, list):
+        out = np.zeros((len(history), history.shape[1], columns(history.shape[1])))
+        shifts = np.zeros(len(history), np.int64)
+        gram(history, out, shifts)
+        return out, shifts
+    # frames of different sizes
+    parts = zip(*(grams(frame[None]) for frame in history), strict=True)
+    G, shifts = (np.concatenate(part) for part in parts)
+    return G, shifts
+
+
+def block_norms(frames: np.ndarray, U: np.ndarray, e: np.ndarray, R0: np.ndarray) -> BlockNorms:
+    """Of products whose blocks are now frames (B,k,N) times diag(2^e) U; U (B,k,k), e (B,k).
+
+    NaN where one of them is not finite.
+    """
+    known = np.isfinite(frames).all(axis=(1, 2)) & np.isfinite(U).all(axis=(1, 2))
+    G, shifts = grams(np.where(known[:, None, None], frames, 0))
+    out = np.empty((len(G), 1, 3))
+    for b, norms in enumerate(out):
+        one = slice(b, b + 1)
+        history_norms(G[one], shifts[one], U[b], e[b], R0, norms)
+    out[~known] = np.nan
+    lower, gaussian, second = out[:, 0].T
+    return BlockNorms(lower, gaussian, np.nan_to_num(1 - second**2))
 
 
 def upper_margin(k: int, delta: float) -> float:

@@ -113,7 +113,7 @@ def carry(
                 f"chain: expected {'push' if forward else 'pull'}({at}, {to}, block) to return "
                 f"shape {(k, chain.size(to))}, got {after.shape}"
             )
-        finite, extreme, spread, largest = settle(after, R, e)
+        finite, extreme, spread, largest = settle(after, R, e, np.empty_like(after[0]))
         if not finite and n == 1:
             R[:] = np.triu(np.full((k, k), np.nan))
         if n > 1 and (not finite or extreme > limit):

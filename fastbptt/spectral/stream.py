@@ -206,15 +206,11 @@ class JacobianStream:
             self._curve_stride *= 2
 
     def _norms(self) -> BlockNorms:
-        """The norms now, from a copy of the frames."""
+        """The norms now."""
         s = self._carried
         assert s is not None
-        frames = self._states(s)[:, 1:]
-        frames = frames.reshape(s.since.size, *self._V.T.shape).astype(np.float64)
-        known = np.isfinite(frames).all(axis=(1, 2), keepdims=True)
-        _, R = np.linalg.qr(np.where(known, frames, 0.0).swapaxes(1, 2))
-        R = np.where(known, R, np.nan)
-        return block_norms(R, s.U, s.e, self._R0)
+        frames = self._states(s)[:, 1:].reshape(s.since.size, *self._V.T.shape)
+        return block_norms(frames, s.U, s.e, self._R0)
 
     def _states(self, s: kernels.Stream) -> np.ndarray:
         """The state and its tangents now, (B,1+k,L·parts,H)."""
