@@ -20,6 +20,7 @@ from peers import PEERS, numpy_forward, numpy_train
 import fastbptt as fb
 
 SEGMENT = 8192  # steps of a chunk, and from one checkpoint to the next
+WINDOW = 1000  # steps that truncated BPTT goes back over
 _SHORT = 1000  # steps of a call that is not long
 _STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
@@ -131,6 +132,27 @@ def checkpoints(T: int) -> dict[str, Any]:
     return {"growth_bytes": grown(train)[0]}
 
 
+def truncated(net: Any, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradients of the weights, of windows whose first states count as given."""
+    total, state = {name: np.zeros_like(y) for name, y in net.state_dict().items()}, None
+    for t in range(0, len(x), WINDOW):
+        trace = net.trace(x[t : t + WINDOW], state)
+        grads = trace.backward(dy[t : t + WINDOW], input_gradient=False)
+        for name, y in grads.params.items():
+            total[name] += y
+        state = trace.state
+    return total
+
+
+def truncation(T: int) -> dict[str, Any]:
+    """The memory that truncated BPTT takes above x and d_output."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
+    net = fb.RNN(32, 64, rng=0)
+    truncated(net, x[:100], dy[:100])
+    return {"growth_bytes": grown(lambda: truncated(net, x, dy))[0]}
+
+
 def stream(chunks: int) -> dict[str, Any]:
     """A stream of so many times 10^5 steps; its memory above that of the first 10^5."""
     chunk = np.random.default_rng(0).standard_normal((100_000, 32), np.float32)
@@ -163,7 +185,7 @@ def memory(library: str, case: list[Any]) -> dict[str, Any]:
     return {"growth_bytes": grown(lambda: setup(whole, data)())[0]}
 
 
-MEASURED = {f.__name__: f for f in (sequence, checkpoints, stream, memory)}
+MEASURED = {f.__name__: f for f in (sequence, checkpoints, truncation, stream, memory)}
 
 
 def alone(name: str, **options: Any) -> dict[str, Any]:

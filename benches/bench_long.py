@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from alone import SEGMENT, alone
+from alone import SEGMENT, WINDOW, alone, truncated
 from cases import TOLERANCE
 from timing import pinned
 
@@ -49,6 +49,44 @@ def test_checkpoints(benchmark, rounds, request):
     benchmark.extra_info.update(
         task="checkpoints", T=T, segment=SEGMENT, seconds=seconds, growth_bytes=growth
     )
+
+
+def test_truncated(benchmark, rounds, request):
+    """A gradient that ends at each window's begin: what fits in no memory is made so as a rule."""
+    quick = request.config.getoption("--quick")
+    T = 20_000 if quick else 1_000_000
+    rng, net = np.random.default_rng(0), fb.RNN(32, 64, rng=0)
+    x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
+
+    def whole():
+        return net.trace(x).backward(dy, input_gradient=False)
+
+    with pinned(1):
+        growth = alone("truncation", T=T)["growth_bytes"]
+        seconds = by_turns(rounds, {"truncated": lambda: truncated(net, x, dy), "whole": whole})
+        benchmark.pedantic(truncated, (net, x, dy), rounds=1)
+    few = 3 * WINDOW
+    for name, y in truncated(net, x[:few], dy[:few]).items():
+        wanted = by_torch(net, x[:few], dy[:few])[name]
+        assert np.abs(y - wanted).max() < TOLERANCE["float32"] * np.abs(wanted).max()
+    benchmark.extra_info.update(
+        task="truncated", T=T, window=WINDOW, seconds=seconds, growth_bytes=growth
+    )
+
+
+def by_torch(net, x, dy):
+    """The gradients that `truncated` returns, by detached states."""
+    import torch
+
+    layer, state = torch.nn.RNN(32, 64), None
+    layer.load_state_dict({name: torch.tensor(y) for name, y in net.state_dict().items()})
+    layer = layer.double()
+    for t in range(0, len(x), WINDOW):
+        part = slice(t, t + WINDOW)
+        output, state = layer(torch.tensor(x[part]).double(), state)
+        output.backward(torch.tensor(dy[part]).double())
+        state = state.detach()
+    return {name: y.grad.numpy() for name, y in layer.named_parameters()}
 
 
 @pytest.mark.parametrize("task", ["forward", "train"])

@@ -19,10 +19,10 @@ from numba.core import event
 with event.install_recorder("numba:compile") as compiled:
     import numpy as np, fastbptt as fb
     start = time.perf_counter()
-    trace = fb.RNN(32, 64, rng=0).trace(np.zeros((100, 4, 32), np.float32))
+    trace = fb.{cell}(32, 64, rng=0).trace(np.zeros((100, 4, 32), np.float32))
     trace.backward(np.ones_like(trace.output))
     seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "compiled": len(compiled.buffer)}))
+print(json.dumps([seconds, len(compiled.buffer)]))
 """
 
 
@@ -47,22 +47,16 @@ def test_import(benchmark, rounds):
     benchmark.extra_info.update(task="import", seconds=seconds)
 
 
-@pytest.fixture(scope="module")
-def cold(tmp_path_factory):
-    """A cache folder, and the first call of the process that filled it."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    return folder, answer(FIRST_CALL, NUMBA_CACHE_DIR=folder)
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_first_call(benchmark, rounds, cell, tmp_path):
+    code, warm = FIRST_CALL.format(cell=cell.upper()), []
 
+    def call():
+        return answer(code, NUMBA_CACHE_DIR=str(tmp_path))
 
-def test_first_call(benchmark, cold, rounds):
-    folder, first = cold
-    warm = []
-    benchmark.pedantic(
-        lambda: warm.append(answer(FIRST_CALL, NUMBA_CACHE_DIR=folder)), rounds=rounds
-    )
-    assert first["compiled"] > 0
-    assert [call["compiled"] for call in warm] == [0] * len(warm)
-    benchmark.extra_info.update(
-        task="first call",
-        seconds={"cold": [first["seconds"]], "warm": [call["seconds"] for call in warm]},
-    )
+    cold, compiled = call()
+    benchmark.pedantic(lambda: warm.append(call()), rounds=rounds)
+    assert compiled > 0
+    assert [anew for _, anew in warm] == [0] * len(warm)
+    seconds = {"cold": [cold], "warm": [seconds for seconds, _ in warm]}
+    benchmark.extra_info.update(task=f"first call {cell}", seconds=seconds)

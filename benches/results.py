@@ -102,9 +102,9 @@ def ratios(info: Info, peer: str) -> list[float]:
 
 
 def best(info: Info, library: str = "") -> str:
-    """The fastest peer, or the fastest entry of one library."""
+    """The fastest peer, or the fastest entry of one library; "" if there is none."""
     peers = [name for name in info["seconds"] if "(" in name and name.startswith(library)]
-    return min(peers, key=lambda name: statistics.median(info["seconds"][name]))
+    return min(peers, key=lambda name: statistics.median(info["seconds"][name]), default="")
 
 
 def ratio(info: Info, library: str = "") -> float:

@@ -548,14 +548,33 @@ def test_a_whole_training_step(table, results, written):
 )
 def test_the_bars_of_a_stream(table, results, written, H, k, jax, share, said):
     seconds = {"fastbptt": [1] * 3, "jax (1)": [jax] * 3, "torch (1)": [9] * 3}
-    seconds["forward"] = [0.8] * 3
+    seconds |= {"forward": [0.8] * 3, "numpy (1)": [20] * 3}
     stream = case("forward", (1000, 1, 32, H), "rnn", seconds, flops=1e5 * share)
     text = table.text(results.read([written(LIMITS, stream | {"task": "stream", "k": k})]), None)
     (row,) = rows(text, "H, k")
     assert row["bar"] == said
+    assert ("at the limit" in row["limited by"]) == ("missed" in said)
+    assert [row[library] for library in ("torch", "numpy", "lyapax")] == ["9", "20", "–"]
     if (H, k) == (64, 8):
         # the operations of a step take `share` of a microsecond, 64 tanhs 0.032
         assert row["jax, at the limit"] == f"{jax / (share + 0.032):.2f}"
+
+
+def test_what_takes_one_number_a_line(table, results, written):
+    first = {"task": "first call gru", "seconds": {"cold": [25.0], "warm": [0.4, 0.5, 0.9]}}
+    windows = {"task": "truncated", "T": 10**6, "window": 1000, "growth_bytes": 4e6}
+    windows["seconds"] = {"truncated": [1.2, 1.1, 1.5], "whole": [1.0, 1.0, 1.0]}
+    text = table.text(results.read([written(first, windows)]), None)
+    found = {row.pop("what"): list(row.values()) for row in rows(text, "what")}
+    assert found == {
+        "first train call, gru, warm cache": ["0.5 s", "1 s", "met"],
+        "first train call, gru, cold cache": ["25 s", "20 s", "**missed**"],
+        "truncated BPTT, windows of 1,000 steps, T = 1,000,000, H = 64, B = 1": [
+            "1.20 (1.10–1.50) x the whole, 4 MB above x and d_output",
+            "–",
+            "–",
+        ],
+    }
 
 
 def test_what_full_measures_beside_the_usual_rows(table, results, written):
