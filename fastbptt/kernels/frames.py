@@ -78,7 +78,7 @@ def _project_out(frame, i, r, z):
 
 @kernel(part=True)
 def orthonormalise(frame, R, work):
-    """frame (k,N) <- Q' and R (k,k) of frame' = Q R, R float64; work (N,) as frame.
+    """frame (k,N) <- Q' and R (k,k) of frame' = Q R; R in float64, work (N,) in frame's dtype.
 
     By classical Gram-Schmidt done twice: twice is enough (Giraud, Langou, Rozloznik 2005), and its
     products do not wait for each other.
