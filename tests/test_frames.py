@@ -1,0 +1,93 @@
+"""Orthonormal frames and their factors, against NumPy and exact numbers."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from tolerances import tolerance
+
+from fastbptt.kernels import frames
+
+# what a frame's rows may be multiplied by: float32's and float64's own range, subnormals left out
+SCALES = {np.float32: 110, np.float64: 1000}
+
+
+def settled(frame):
+    """The orthonormal rows, R, and what `settle` says."""
+    k = len(frame)
+    Q, R = frame.copy(), np.full((k, k), np.nan)
+    said = frames.settle(Q, R, np.zeros(k, np.int64), np.empty_like(frame[0]))
+    return Q, R, said
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    dtype=st.sampled_from([np.float32, np.float64]),
+    k=st.integers(1, 11),
+    more=st.sampled_from([0, 1, 3, 8, 29, 64, 100]),
+    scale=st.floats(-1, 1),
+    seed=st.integers(0, 10**6),
+)
+def test_rows_become_orthonormal_and_R_keeps_what_they_were(dtype, k, more, scale, seed):
+    """Of rows of any size, and of 1 to 1000 times the size of one another."""
+    rng, N = np.random.default_rng(seed), k + more
+    sizes = np.exp2(np.round(scale * SCALES[dtype]) - rng.integers(0, 10, k))[:, None]
+    frame = (rng.normal(size=(k, N)) * sizes).astype(dtype)
+    Q, R, (finite, *_) = settled(frame)
+    assert finite
+    assert (np.tril(R, -1) == 0).all()
+    close = tolerance(dtype, 0, N)[0]
+    Q = Q.astype(float)
+    assert_allclose(Q @ Q.T, np.eye(k), rtol=0, atol=close)
+    assert_allclose((Q.T @ R).T / sizes, frame / sizes, rtol=0, atol=close * math.sqrt(N))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("N", [3, 16, 40])
+def test_a_row_in_the_span_of_others_becomes_zero(dtype, N):
+    frame = np.random.default_rng(N).normal(size=(3, N)).astype(dtype)
+    frame[1] = 3 * frame[0]
+    Q, R, (_, most, spread, _) = settled(frame)
+    assert not Q[1].any()
+    assert R[1, 1] == 0
+    assert most == math.inf
+    assert math.isfinite(spread)
+    assert_allclose(
+        np.linalg.norm(Q[[0, 2]].astype(float), axis=1), 1, rtol=tolerance(dtype, 0, N)[0]
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_frame_that_is_not_finite_is_left_alone(bad):
+    frame = np.ones((2, 5), np.float32)
+    frame[1, 3] = bad
+    Q, _, (finite, *_) = settled(frame)
+    assert not finite
+    np.testing.assert_array_equal(Q, frame)
+
+
+@settings(deadline=None, max_examples=100)
+@given(k=st.integers(1, 5), apart=st.integers(0, 3000), seed=st.integers(0, 10**6))
+def test_factors_are_multiplied_exactly_however_far_apart_their_rows(k, apart, seed):
+    rng = np.random.default_rng(seed)
+    R, U = (np.triu(rng.normal(size=(k, k))) for _ in range(2))
+    e = rng.integers(-apart, apart + 1, k)
+
+    def exact(y):
+        return [[Fraction(z) for z in row] for row in np.asarray(y, float).tolist()]
+
+    two = [Fraction(2) ** int(n) for n in e]
+    scaled = [[two[i] * z for z in row] for i, row in enumerate(exact(U))]
+    wanted = [
+        [sum(a * scaled[m][j] for m, a in enumerate(row)) for j in range(k)] for row in exact(R)
+    ]
+    frames.multiply_factor(R, U, e, np.empty(k))
+    for i in range(k):
+        size = max(abs(z) for z in wanted[i])
+        for j in range(k):
+            got = Fraction(2) ** int(e[i]) * Fraction(float(U[i, j]))
+            assert abs(got - wanted[i][j]) <= size * Fraction(float(tolerance(np.float64, 0, k)[0]))
