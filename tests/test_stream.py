@@ -1,6 +1,8 @@
 """JacobianStream against explicit products, closed forms, laws and its own promises."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -350,6 +352,17 @@ def test_save_and_load_go_on_to_the_same_bits(tmp_path):
         assert_array_equal(mine, its)
     assert other.net.nonlinearity == "sigmoid"
     assert [p.name for p in tmp_path.iterdir()] == ["stream.npz"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda y: pickle.loads(pickle.dumps(y))])
+def test_a_copy_goes_on_by_itself_to_the_same_bits(copied):
+    net, x = driven(17, 1.5, T=90, B=3)
+    one = fb.JacobianStream(net, probes=4)
+    one.update(x[:40])
+    other = copied(one)
+    for stream in (one, other):
+        stream.update(x[40:])
+        assert_array_equal(stream.result().lower, streamed(net, x, probes=4).lower)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 2, 4)])

@@ -37,9 +37,9 @@ BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pair
 class Stream(NamedTuple):
     """What is carried from chunk to chunk, for each of B sequences."""
 
-    panel: (
-        np.ndarray
-    )  # (2,B,1+k,W): state and k tangents, at the parity of the step; W as Work says
+    # (2,B,1+k,W): state and k tangents, at the parity of the step; W = L·parts·Hp, the states of L
+    # layers side by side, each h and then c
+    panel: np.ndarray
     U: np.ndarray  # (B,k,k) and
     e: np.ndarray  # (B,k): the triangular factor diag(2^e) U
     since: np.ndarray  # (B,): steps since the last orthonormalisation
@@ -60,13 +60,10 @@ class Stream(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Work space, and the panel again: the states of L layers side by side, each h and then c."""
+    """Work space, (L·B,1+k,slots·Hp) each."""
 
-    panel: np.ndarray  # (2,B,1+k,W), W = L·parts·Hp
-    start: (
-        np.ndarray
-    )  # (L·B,1+k,slots·Hp): what W_ih x adds and biases in the first rows, then zeros
-    a: np.ndarray  # likewise: pre-activations; zeros at first
+    start: np.ndarray  # what W_ih x adds and biases in the first rows, then zeros
+    a: np.ndarray  # pre-activations; zeros at first
 
 
 @kernel(part=True)

@@ -42,9 +42,9 @@ def block_norms(frames: np.ndarray, U: np.ndarray, e: np.ndarray, R0: np.ndarray
     for b, norms in enumerate(out):
         one = slice(b, b + 1)
         history_norms(G[one], shifts[one], U[b], e[b], R0, norms)
-    out[~known] = np.nan
+    out[~known] = math.nan, math.nan, 1
     lower, gaussian, second = out[:, 0].T
-    return BlockNorms(lower, gaussian, np.nan_to_num(1 - second**2))
+    return BlockNorms(lower, gaussian, 1 - second**2)
 
 
 def upper_margin(k: int, delta: float) -> float:

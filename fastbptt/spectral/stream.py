@@ -142,6 +142,18 @@ class JacobianStream:
             block_count=np.zeros(B, np.int64),
             block_length=np.ones(B, np.int64),
         )
+        self._work = self._work_space(B)
+
+    def _work_space(self, B: int) -> tuple[np.ndarray, kernels.Work, np.ndarray]:
+        """What the kernel works in, of no meaning between two calls: its ax, m and starts."""
+        layers, slots, dtype = len(self._weights.layers), self._weights.design.slots, self.net.dtype
+        Hp, chunk = padded(self.net.hidden_size, dtype), max(1, CHUNK_ROWS // max(B, 1))
+        shape = (layers * B, 1 + self.probes, slots.width * Hp)
+        work = kernels.Work(aligned(shape, dtype), aligned(shape, dtype))
+        work.start[:] = work.a[:] = 0
+        bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
+        work.start.reshape(layers, B, *shape[1:])[:, :, 0, : bias.shape[2]] = bias
+        return aligned((chunk * B, slots.x * Hp), dtype), work, np.arange(chunk + 2) * B
 
     def update(self, x: Any) -> None:
         """Carry the stream over a chunk; any cut into chunks gives the same bits.
@@ -172,19 +184,10 @@ class JacobianStream:
             raise ValueError(
                 f"x: expected shape {wanted} as in the first chunk, got {layout.shape(T, B, I)}"
             )
-        net, design, dtype = self.net, self._weights.design, self.net.dtype
-        H, k = net.hidden_size, self.probes
-        Hp, layers, slots = padded(H, dtype), len(self._weights.layers), design.slots
-        step = H * (I + H * (1 + k)) + (layers - 1) * 2 * H * H * (1 + k)
-        cost = B * step * len(design.gates)  # multiply-adds
-        chunk = max(1, CHUNK_ROWS // max(B, 1))
-        ax = aligned((chunk * B, slots.x * Hp), dtype)
-        shape = (layers * B, 1 + k, slots.width * Hp)
-        work = kernels.Work(carried.panel, aligned(shape, dtype), aligned(shape, dtype))
-        work.start[:] = work.a[:] = 0
-        bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
-        work.start.reshape(layers, B, *shape[1:])[:, :, 0, : bias.shape[2]] = bias
-        starts = np.arange(chunk + 2) * B
+        H, rows_each, above = self.net.hidden_size, 1 + self.probes, len(self._weights.layers) - 1
+        step = H * (I + H * rows_each) + above * 2 * H * H * rows_each
+        cost = B * step * len(self._weights.design.gates)  # multiply-adds
+        ax, work, starts = self._work
         length = max(1, int(_CALL / max(cost, 1)))
         for t0 in range(0, T, length):
             part, start = x[t0 : t0 + length], self.steps
