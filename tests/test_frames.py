@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,27 @@ from numpy.testing import assert_allclose
 from tolerances import tolerance
 
 from fastbptt.kernels import frames
+from fastbptt.kernels.lines import line
 
 # what a frame's rows may be multiplied by: float32's and float64's own range, subnormals left out
 SCALES = {np.float32: 110, np.float64: 1000}
+
+
+@numba.njit
+def after_a_write_to_the_whole(state, i, j):
+    """What a part of the state is, read before and after the whole of it was written.
+
+    At two places, which only who calls knows to be one.
+    """
+    part, whole = line(state, i, "c"), line(state, j, "state")
+    before = part[0]
+    whole[0] = before + 1
+    return before, part[0]
+
+
+def test_a_state_is_one_memory_with_its_parts():
+    """Else LLVM keeps what it has read of an LSTM's c while its frame is settled."""
+    assert after_a_write_to_the_whole(np.zeros(3), 1, 1) == (0, 1)
 
 
 def settled(frame):

@@ -50,8 +50,8 @@ def _project_out(frame, i, r, z):
     (k, N), nothing = frame.shape, frame.dtype.type(0)
     for m in range(0, i, 4):
         m0, m1, m2, m3 = _four(m, i)
-        q0, q1 = line(frame, m0 * N, "h"), line(frame, m1 * N, "h")
-        q2, q3 = line(frame, m2 * N, "h"), line(frame, m3 * N, "h")
+        q0, q1 = line(frame, m0 * N, "state"), line(frame, m1 * N, "state")
+        q2, q3 = line(frame, m2 * N, "state"), line(frame, m3 * N, "state")
         dot0, dot1, dot2, dot3 = nothing, nothing, nothing, nothing
         for j in range(N):
             dot0 += q0[j] * z[j]
@@ -63,8 +63,8 @@ def _project_out(frame, i, r, z):
         r[row + m2], r[row + m3] = np.float64(dot2), np.float64(dot3)
     for m in range(0, i, 4):
         m0, m1, m2, m3 = _four(m, i)
-        q0, q1 = line(frame, m0 * N, "h"), line(frame, m1 * N, "h")
-        q2, q3 = line(frame, m2 * N, "h"), line(frame, m3 * N, "h")
+        q0, q1 = line(frame, m0 * N, "state"), line(frame, m1 * N, "state")
+        q2, q3 = line(frame, m2 * N, "state"), line(frame, m3 * N, "state")
         dot0 = frame.dtype.type(r[i * k + m])
         dot1 = frame.dtype.type(r[i * k + m1]) if m + 1 < i else nothing
         dot2 = frame.dtype.type(r[i * k + m2]) if m + 2 < i else nothing
@@ -91,7 +91,7 @@ def orthonormalise(frame, R, work):
     r, z = line(R, 0, "R"), line(work, 0, "work")
     # all rows at first: no sum waits for another's
     for i in range(k):
-        y = line(frame, i * N, "h")
+        y = line(frame, i * N, "state")
         square = number(0)
         for j in range(N):
             square += y[j] * y[j]
@@ -110,7 +110,7 @@ def orthonormalise(frame, R, work):
                 y[j] = number(math.ldexp(np.float64(y[j]), -exponent))
         r[i * k + i] = _scaled(1.0, exponent)
     for i in range(k):
-        y, unscale = line(frame, i * N, "h"), r[i * k + i]
+        y, unscale = line(frame, i * N, "state"), r[i * k + i]
         for m in range(i):
             r[m * k + i] = 0.0
         for j in range(N):

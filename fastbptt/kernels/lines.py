@@ -43,6 +43,10 @@ REGIONS = (
 )
 
 
+# What is read and written as a whole where cells know its parts by the names on the right.
+_PARTS = {"state": ("h", "c")}
+
+
 class Line(types.Type):
     """Elements of one region, from a pointer on: what `line` makes, with line[j] to get and set."""
 
@@ -66,8 +70,8 @@ def line(typingctx, array, offset, region):
     half of each register, lest the clock slow down: but the products slow it down anyway, and with
     whole ones a step of 64 units takes a sixth less.
     """
-    if region.literal_value not in REGIONS:
-        raise TypingError(f"region: expected one of {', '.join(REGIONS)}")
+    if region.literal_value not in (*REGIONS, *_PARTS):
+        raise TypingError(f"region: expected one of {', '.join((*REGIONS, *_PARTS))}")
 
     def codegen(context, builder, sig, args):
         # The function that this becomes a part of is told; llvmlite's own `add` knows no attribute
@@ -81,10 +85,11 @@ def line(typingctx, array, offset, region):
 
 def _mark(builder: Any, instruction: Any, region: str) -> Any:
     """Tell LLVM that what `instruction` reads or writes lies in `region`, and in no other."""
-    module = builder.module
+    module, own = builder.module, _PARTS.get(region, (region,))
     domain = module.add_metadata(["fastbptt"])
     scopes = {name: module.add_metadata([f"fastbptt {name}", domain]) for name in REGIONS}
-    instruction.set_metadata("alias.scope", module.add_metadata([scopes.pop(region)]))
+    own_scopes = [scopes.pop(name) for name in own]
+    instruction.set_metadata("alias.scope", module.add_metadata(own_scopes))
     instruction.set_metadata("noalias", module.add_metadata(list(scopes.values())))
     return instruction
 

@@ -217,7 +217,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
         now = 1 - now
         for b in range(b0, b1):
             since[b] += 1
-            tangents = line(panel, ((now * B + b) * each + 1) * stride, "h")
+            tangents = line(panel, ((now * B + b) * each + 1) * stride, "state")
             # where the product has become zero there is nothing to bring back into range
             if since[b] >= interval[b] or (
                 e[b, 0] > EMPTY and _leaves_range(tangents, stride, far)
