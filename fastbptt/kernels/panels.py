@@ -92,24 +92,6 @@ def gradient_scratch(dtype: Any) -> tuple[int, ...]:
     return GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel
 
 
-@kernel(part=True)
-def _full_tiles(height, count, A, W, K, S, C, ahead):
-    """C = S + A W' for one panel and `count` tiles of `height` rows."""
-    _full(height, count, A, W, K, S, C, ahead)
-
-
-@kernel(part=True)
-def _half_tiles(height, count, A, W, K, S, C, ahead):
-    """C = S + A W' for the last panel, one register wide, and `count` tiles of `height` rows."""
-    _half(height, count, A, W, K, S, C, ahead)
-
-
-@kernel(part=True)
-def _turned_tiles(height, count, A, W, K, S, C, ahead):
-    """C = S + A' W for `count` panels and `height` columns of A."""
-    _turned(height, count, A, W, K, S, C, ahead)
-
-
 @kernel(part=True, inlined=True)
 def row_matmul(A, W, N, S, C):
     """`panel_matmul` of one row, as a part of whoever asks for it: for the loops over time.
@@ -169,19 +151,22 @@ def _row_matmul(A, W, N, S, C, long):
 
 @kernel(part=True)
 def _few_rows_matmul(A, M, W, N, S, C):
-    """`panel_matmul` of two or three rows.
+    """`rows_matmul` of up to TALLEST rows, which fetches nothing but weights.
 
-    What `rows_matmul` needs beside took 4 % of a step of a state and one tangent of 64 units.
+    What many rows need beside took 5 % of a product of nine rows and 64 by 64 weights.
     """
-    K, panel, nowhere = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
-    j = _low_tiles_matmul(A, M, W, N, S, C)
+    K, panel = W.K, VECTORS * lanes_of(A)
+    soon, j = panel * K, 0
+    if M <= 3 or K <= _LOW_TO:
+        j = _low_tiles_matmul(A, M, W, N, S, C)
     while j < N:
         w = from_output(W, j).panels
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
+        ahead = shifted(w, soon, panel) if WEIGHTS_AHEAD else shifted(w, 0, 0)
         if j + panel <= N:
-            _full_tiles(M, 1, A, w, K, s, c, nowhere)
+            _full(M, 1, A, w, K, s, c, ahead)
         else:
-            _half_tiles(M, 1, A, w, K, s, c, nowhere)
+            _half(M, 1, A, w, K, s, c, ahead)
         j += panel
 
 
@@ -257,7 +242,7 @@ def nothing(place):
     return none, none, none, none, none
 
 
-@kernel(part=True)
+@kernel(part=True, inlined=True)
 def rows_matmul(A, M, W, N, S, C, soon):
     """`panel_matmul` of several rows.
 
@@ -267,9 +252,15 @@ def rows_matmul(A, M, W, N, S, C, soon):
     A line at each k, by low tiles at each fourth: of a run that is longer than the tiles' k some
     lines are left out.
     """
-    if 2 <= M <= 3:
+    if M <= TALLEST and (M < FETCHING or _size(soon) == 0):
         _few_rows_matmul(A, M, W, N, S, C)
-        return
+    else:
+        _many_rows_matmul(A, M, W, N, S, C, soon)
+
+
+@kernel(part=True)
+def _many_rows_matmul(A, M, W, N, S, C, soon):
+    """`rows_matmul` where it may be more than one tile, or fetches."""
     K, width = W.K, lanes_of(A)
     panel = VECTORS * width
     # tiles of nearly equal height, `more` of them `tall`, the others of a row less: a last one of
@@ -289,6 +280,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
             j = _low_tiles_matmul(A, M, W, N, S, C)
         wanted = wanted and j == 0
     ahead = nowhere = shifted(A, 0, 0)
+    part = (panel + count - 1) // count
     n = until = begun = run = 0
     while j < N:
         w = from_output(W, j).panels
@@ -296,7 +288,7 @@ def rows_matmul(A, M, W, N, S, C, soon):
         if not wanted:
             # The next panel is on its way while the tiles read this one, a part of it by each:
             # all by the first, and L3 was waited for; a step of 512 or 1024 units takes 8 % less.
-            ahead = shifted(w, panel * K, (panel + count - 1) // count) if far else nowhere
+            ahead = shifted(w, panel * K, part) if far else nowhere
         r = done = 0
         while done < count:
             while wanted and n == until and run < len(soon):
@@ -311,9 +303,9 @@ def rows_matmul(A, M, W, N, S, C, soon):
             a = shifted(A, r * A[1], A[1])
             begin, end = shifted(s, r * s[1], s[1]), shifted(c, r * c[1], c[1])
             if j + panel <= N:
-                _full_tiles(height, some, a, w, K, begin, end, ahead)
+                _full(height, some, a, w, K, begin, end, ahead)
             else:
-                _half_tiles(height, some, a, w, K, begin, end, ahead)
+                _half(height, some, a, w, K, begin, end, ahead)
             ahead = shifted(ahead, some * K * ahead[1], ahead[1])
             n += some
             done += some
@@ -376,10 +368,10 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
                     begin = 0
                     if r == 0:
-                        _turned_tiles(height, 1, own, panels, n, c, c, ahead)
+                        _turned(height, 1, own, panels, n, c, c, ahead)
                         begin = 1
                     w, c = shifted(panels, begin * size, size), shifted(c, begin * panel, Kp)
-                    _turned_tiles(height, group - begin, own, w, n, c, c, soon)
+                    _turned(height, group - begin, own, w, n, c, c, soon)
                     soon = shifted(soon, (group - begin) * n * share, share)
 
 
