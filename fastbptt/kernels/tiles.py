@@ -319,11 +319,11 @@ def tiles(tallest: int, vectors: int = VECTORS, kind: str = "") -> Any:
             with cgutils.for_range(builder, count) as loop:
                 if kind == "transposed":
                     panel = i64(vectors * vector_of(W)[0].count)
-                    apart = i64(0), places[1].stride, panel, panel
+                    apart = [i64(0), places[1].stride, panel, panel]
                 else:
                     of_A, of_S, of_C = (builder.mul(height, places[y].stride) for y in (0, 2, 3))
-                    apart = of_A, i64(0), of_S, of_C
-                apart = *apart, builder.mul(K, places[4].stride)
+                    apart = [of_A, i64(0), of_S, of_C]
+                apart.append(builder.mul(K, places[4].stride))
                 here = [
                     place.moved(builder, builder.mul(loop.index, distance))
                     for place, distance in zip(places, apart, strict=True)
