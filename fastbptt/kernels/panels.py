@@ -157,7 +157,7 @@ def _few_rows_matmul(A, M, W, N, S, C):
     """
     K, panel = W.K, VECTORS * lanes_of(A)
     soon, j = panel * K, 0
-    if M <= 3 or K <= _LOW_TO:
+    if M > 1 and (M <= 3 or K <= _LOW_TO):
         j = _low_tiles_matmul(A, M, W, N, S, C)
     while j < N:
         w = from_output(W, j).panels
