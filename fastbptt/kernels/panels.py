@@ -17,7 +17,8 @@ TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them 
 GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
 
 
-# Names and not a table: Numba sees intrinsics as globals only.
+# Names and not a table: Numba sees intrinsics as globals only.  Of one panel, of one that is but a
+# register wide, the last, and for weight gradients; then tiles that become part of who uses them.
 _full, _half = tiles(TALLEST), tiles(TALLEST, vectors=1)
 _turned = tiles(ROWS, kind="transposed")
 _full1, _half1 = tile(1, 1), tile(1, 1, vectors=1)
@@ -157,6 +158,7 @@ def _few_rows_matmul(A, M, W, N, S, C):
     """
     K, panel = W.K, VECTORS * lanes_of(A)
     soon, j = panel * K, 0
+    # low tiles have two rows at least
     if M > 1 and (M <= 3 or K <= _LOW_TO):
         j = _low_tiles_matmul(A, M, W, N, S, C)
     while j < N:

@@ -30,7 +30,7 @@ LONGEST = 64  # steps between two orthonormalisations, at most
 # Bytes up to which all units of a step are one block: L1 holds its rows, and L2 all of W_hh, of
 # which to and fro over several would find no more.  With it streams of 128 and 256 units take 0.96
 # to 0.99 of the time.  Panel by panel, so that the curves of one run beside the next one's product,
-# one of 64 units took 1.04.
+# streams of eight probes and 64 or 128 units took 1.05, of one probe 1.15.
 _ROWS_NEAR, _W_NEAR = 16 << 10, 256 << 10
 BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pairs are merged
 
