@@ -19,7 +19,7 @@ from fastbptt.kernels.memory import aligned
 from fastbptt.kernels.panels import padded
 from fastbptt.kernels.simd import REGISTER_BYTES, VECTORS, lanes, rows
 from fastbptt.kernels.tiles import ROWS, tile
-from fastbptt.layers import members_by_units
+from fastbptt.teams import members_by_units
 
 
 def _own_cache(level: int, usual: int) -> int:

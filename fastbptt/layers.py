@@ -1,9 +1,7 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
 import copy
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -14,12 +12,12 @@ from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
 from .kernels.memory import Pieces, aligned, bring_back, pieces, taken
 from .kernels.panels import GRADIENT_ROWS, gradient_scratch
-from .kernels.simd import REGISTERS
-from .kernels.slots import shareable
+from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
-from .kernels.team import ALONE, Team, board, close, incomplete
+from .kernels.team import Team
 from .sequences import Sequences
-from .threads import available, share, side_by_side
+from .teams import Record, members_by_units, record, together
+from .threads import available, share
 from .weights import Layer, Sizes
 
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
@@ -31,86 +29,18 @@ _CHUNKS_AHEAD = 2
 # several threads a call is a hand-over of 0.1 ms: calls a quarter as long took two 1 to 8 % more.
 _CALL = 4e9
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
-# Of W_hh for each member of a team.  A barrier of two takes 0.05 us, and to fetch the other's part
-# of h another 0.1, as long as to read 16 KB from L2: with AVX2 two members of 32 KB (an LSTM of 64
-# units) take 0.85 us a step and one 1.04, two of 24 KB (a GRU) 0.65 to 0.8 and one 0.75, of 18 KB
-# 1.1 times as long as one.  With AVX-512 the rest of a step is shorter: of 24 KB 0.75 us and one
-# 0.60.  Where two cores are far apart, as those of a virtual machine are for moments, a barrier
-# takes four times as long.  Where there are rows enough for all threads a team does not pay: at
-# B = 64, H = 1024 an LSTM ran at 103 GFLOP/s on shared units, at 162 on shared rows.
-_MEMBER_BYTES = (32 if REGISTERS == 16 else 64) << 10
-
-
-class _Others:
-    """What else runs on the cores, as teams that share units find it.
-
-    A member whose core another program has holds all of them up at each step: where one had one of
-    two cores, a train step of one sequence of 256 units took a team 16 us and one thread 8.  So
-    where two calls on end were held up, one thread works alone for some time.  Beside a program of
-    the lowest priority one call in ten is, and there a team pays.  Other libraries' threads, which
-    spin for some ms after their last call, soon sleep: the more calls on end, the longer alone.
-    """
-
-    SECONDS = 0.1  # at most, from the sixth call on; a sixteenth of it after two
-    SHARE = 0.25  # of a call: what a team gains is a third and more
-    # Elsewhere nobody naps, and Windows counts a thread's time in ticks of 16 ms.
-    SEEN = os.name == "posix"
-
-    def __init__(self) -> None:
-        self._calls, self._until = 0, 0.0
-
-    def saw(self, board: np.ndarray, elapsed: float, own: float) -> None:
-        """A call of the board's team took its leader so many seconds, and `own` of a core's time.
-
-        The leader has less of those when it has no core, or naps (`kernels.team`) because another
-        has none.  The call was also held up if a member came too late or the team parted, as it
-        does at once where it has fewer cores than members.
-        """
-        held_up = incomplete(board) or (self.SEEN and elapsed - own > self.SHARE * elapsed)
-        self._calls = self._calls + 1 if held_up else 0
-        if self._calls >= 2:
-            self._until = time.monotonic() + self.SECONDS / 2 ** max(0, 6 - self._calls)
-
-    def expected(self) -> bool:
-        """Whether a team would be held up again."""
-        return time.monotonic() < self._until
-
-
-_others = _Others()
+# Bytes of W_hh for each of two members with which a step begins with the half of the state that is
+# there (`sweeps.forward`): up to what L1 holds, or between what L1 is to L2 and what L2 holds.  A
+# step of a GRU or LSTM of 64 or 256 units then takes 0.95 of the time, of a plain net of 128 units
+# 0.9.  Outside, where going through W_hh to and fro finds a part of it in L1 or L2, which halves do
+# not, they take 1.02 to 1.08 times as long.
+_HALVES = (range(1, (32 << 10) + 1), range(192 << 10, 640 << 10))
 
 
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
     return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
-
-
-def members_by_units(threads: int, N: int, W_bytes: int, Hp: int, dtype: np.dtype) -> int:
-    """Members of a team that shares the Hp units, and W_bytes of W_hh, of N sequences, or 0.
-
-    A team pays where there are more threads than sequences, and where what a member reads of W_hh
-    at each step takes longer than the barrier.
-    """
-    members = min(threads, W_bytes // _MEMBER_BYTES) if shareable(Hp, dtype) else 0
-    return members if members > N else 0
-
-
-def _unit_members(threads: int, layer: Layer, N: int) -> int:
-    """`members_by_units` of a layer, if the cores are likely to be their own."""
-    if N == 0 or _others.expected():
-        return 0
-    return members_by_units(threads, N, layer.cell.w_hh.nbytes, layer.sizes.Hp, layer.dtype)
-
-
-def _together(work: Callable[[int, Team], None], members: int, by_units: bool = True) -> None:
-    """Call work(i, team) for each member of a team, side by side."""
-    common = board(members)
-    works = [partial(work, i, Team(common, i == 0, by_units)) for i in range(members)]
-    # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
-    start, own = time.perf_counter(), time.thread_time()
-    side_by_side(works, partial(close, common))
-    if by_units:
-        _others.saw(common, time.perf_counter() - start, time.thread_time() - own)
 
 
 class LayerGradients(NamedTuple):
@@ -197,18 +127,18 @@ class LayerPass:
 
         self._steps = _chunk_steps(N, sizes.wide, dtype)
 
-        def run(t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
+        def run(
+            t0: int, t1: int, b0: int, b1: int, members: int = 1, known: Record | None = None
+        ) -> None:
             chunk = _chunk(max(1, CHUNK_ROWS // (b1 - b0)) * N, sizes.wide, dtype)
             working = [a] if kept else taken(chunk)
-            memory, span = Memory(x, h, c, working[0], kept), (t0, t1, b0, b1)
+            halves = self._halves(layer, members)
+            memory, span = Memory(x, h, c, working[0], kept, halves), (t0, t1, b0, b1)
 
             def work(_: int, team: Team) -> None:
                 forward(cell, tuple(memory), starts, span, tuple(team))
 
-            if members == 1:
-                work(0, ALONE)
-            else:
-                _together(work, members)
+            together(work, members, known, t1 - t0)
             if not kept:
                 bring_back(chunk, working)
 
@@ -217,12 +147,16 @@ class LayerPass:
             t1 = min(t0 + call, T)
             cost = self._cost(layer, sequences, t0, t1)
             threads = available(cost)
+            members = self._unit_members(layer, threads, N)
             if threads == 1 and N:
                 run(t0, t1, 0, N)
-            elif members := _unit_members(threads, layer, N):
-                run(t0, t1, 0, N, members)
-            else:
+            elif not members:
                 share(partial(run, t0, t1), sequences.lengths, cost)
+            elif (known := record(sizes, N, members, (t1 - t0).bit_length(), False)).pays():
+                run(t0, t1, 0, N, members, known)
+            else:
+                by_sequences = partial(share, partial(run, t0, t1), sequences.lengths, cost)
+                known.without(by_sequences, t1 - t0)
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
         if keep and Hp > layer.hidden_size:
@@ -235,6 +169,28 @@ class LayerPass:
         H, Hp = layer.hidden_size, layer.sizes.Hp
         step = N * len(layer.design.gates) * Hp * (layer.input_size + H) + _STEP
         return max(1, int(_CALL / (work * step * self._steps))) * self._steps
+
+    @staticmethod
+    def _unit_members(layer: Layer, threads: int, N: int) -> int:
+        """Members of a team that may share the units of N sequences, or 0."""
+        if threads == 1 or N == 0:
+            return 0
+        slots, W_bytes = layer.design.slots, layer.cell.w_hh.nbytes
+        meetings = 1 + (slots.gate > slots.first)
+        return members_by_units(threads, N, W_bytes, layer.sizes.Hp, layer.dtype, meetings)
+
+    @staticmethod
+    def _halves(layer: Layer, members: int) -> np.ndarray:
+        """`Memory.halves`: with rows if a team shares the units and they are worth it."""
+        slots, sizes = layer.design.slots, layer.sizes
+        panels = 2 * VECTORS * lanes(layer.dtype)  # of equal parts, each with whole panels
+        own = layer.cell.w_hh.nbytes // 2
+        in_halves = members == 2 and slots.gate == slots.first and layer.hidden_size % panels == 0
+        if not in_halves or not any(own in some for some in _HALVES):
+            return _none(sizes.wide, layer.dtype)
+        halves = aligned((3, sizes.wide), layer.dtype)
+        halves[0] = 0
+        return halves
 
     @staticmethod
     def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
@@ -264,10 +220,11 @@ class LayerPass:
         call = self._call_steps(layer, N, T, work=2)
         # no later steps have more rows
         threads = available(self._cost(layer, sequences, 0, min(call, T)))
-        members = _unit_members(threads, layer, N) if threads > 1 else 0
+        members = self._unit_members(layer, threads, N)
         # members without a sequence would only have a part of the weight gradients: of one of 64
         # units and 1000 steps two threads take 0.97 to 1.1 times as long as one
-        by_units, threads = members > 0, members or max(1, min(threads, N))
+        by_sequences = max(1, min(threads, N))
+        threads = max(members, by_sequences)
         # of calls with as many steps again and again, or nearly, all but the first find it ready
         most = 1 << (T - 1).bit_length()
         needed = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
@@ -286,7 +243,8 @@ class LayerPass:
         dw_ih, dw_hh, db = pieces(sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
         sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
-        memory, cell = Memory(self.x, self.h, self.c, self._a, self._kept), layer.adjoint_cell
+        cell, halves = layer.adjoint_cell, _none(sizes.wide, dtype)
+        memory = Memory(self.x, self.h, self.c, self._a, self._kept, halves)
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
             descend(cell, tuple(memory), tuple(d), tuple(sums[i]), starts, span, tuple(team))
@@ -294,11 +252,15 @@ class LayerPass:
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
             span = (t0, t1, steps)
-            held_up = by_units and _others.expected()
-            if threads == 1 or held_up or available(self._cost(layer, sequences, t0, t1)) == 1:
-                work(span, 0, ALONE)
+            turn, cost = partial(work, span), self._cost(layer, sequences, t0, t1)
+            several = available(cost) > 1
+            others = partial(together, turn, by_sequences if several else 1)
+            if not (members and several):
+                others()
+            elif (known := record(sizes, N, members, (t1 - t0).bit_length(), True)).pays():
+                together(turn, members, known, t1 - t0)
             else:
-                _together(partial(work, span), threads, by_units)
+                known.without(others, t1 - t0)
         d_begun = [sequences.begun(part, H) for part in (dh, dc)[:parts]]
         bring_back(needed, working)
         parameters = layer.parameter_gradients(dw_ih, dw_hh, db)

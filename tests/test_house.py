@@ -14,6 +14,7 @@ FLOORS = [
     ["kernels.elementary", "kernels.jit", "kernels.memory", "kernels.simd", "kernels.team"],
     [
         "kernels.activations",
+        "kernels.ahead",
         "kernels.dense",
         "kernels.lines",
         "kernels.panels",
@@ -33,6 +34,7 @@ FLOORS = [
     ],
     ["kernels.windows"],
     ["checks", "files", "openmp", "sequences", "threads", "weights"],
+    ["teams"],
     ["layers"],
     ["chains"],
     ["trace_chain"],
@@ -140,7 +142,7 @@ def test_who_is_called_by_kernels_is_a_part_or_inlined():
                     callers[node.name] = {y.id for y in called if isinstance(y, ast.Name)}
     called = set().union(*callers.values()) & options.keys()
     assert len(called) > 30
-    of_integers = {"barrier", "join", "meet", "part"}  # of a team
+    of_integers = {"barrier", "come", "join", "meet", "part"}  # of a team
     assert {name for name in called if not options[name] & {"part", "inlined"}} == of_integers
 
 

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastbptt import layers
+from fastbptt import teams
 
 BENCHES = pathlib.Path(__file__).parent.parent / "benches"
 MICRO = 1e-6
@@ -41,8 +41,8 @@ def limits(table, monkeypatch):
     capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
     assert capacity.keys() == limits.CAPACITY.keys()
     monkeypatch.setattr(limits, "CAPACITY", capacity)
-    monkeypatch.setattr(layers, "_MEMBER_BYTES", 32 << 10)
-    monkeypatch.setattr(layers, "shareable", lambda Hp, dtype: Hp != 80)
+    monkeypatch.setattr(teams, "_MEMBER_BYTES", 32 << 10)
+    monkeypatch.setattr(teams, "shareable", lambda Hp, dtype: Hp != 80)
     return limits
 
 
@@ -295,7 +295,7 @@ def test_what_limits_a_case_is_measured_of_those_that_share_a_step(limits, monke
     monkeypatch.setattr(limits, "LEVELS", {"L1": 8 << 10, "L2": 512 << 10})
     monkeypatch.setattr(limits, "fma_peak", lambda dtype, threads, _: (dtype, threads))
     monkeypatch.setattr(limits, "curve_rate", lambda dtype, threads, _: (dtype, threads))
-    monkeypatch.setattr(layers, "shareable", lambda Hp, dtype: False)
+    monkeypatch.setattr(teams, "shareable", lambda Hp, dtype: False)
     for B, sharers in ((1, 1), (2, 2)):
         found = limits.of_case(cases.Case("forward", 100, B, 32, 64, cell="lstm"), 2)
         assert found["gflops"] == ("float32", 2)

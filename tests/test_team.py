@@ -1,6 +1,7 @@
 """Teams: the units of one sequence shared out between threads, with a barrier in every step."""
 
 import itertools
+import os
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from strategies import KINDS
 
 import fastbptt as fb
-from fastbptt import layers, threads
+from fastbptt import layers, teams, threads
 from fastbptt.kernels import gradients, sweeps, team
 from fastbptt.kernels.jit import kernel
 from fastbptt.kernels.panels import BLOCK, TURNED, VECTORS
@@ -30,11 +31,16 @@ def members_of(wanted):
     return [team.Team(board, number == 0, True) for number in range(wanted)]
 
 
+def meet_at_barrier(of, number, members, meeting):
+    team.come(of, number, meeting)
+    return team.barrier(of, number, members, meeting)
+
+
 @pytest.fixture
 def compiled():
     (alone,) = members_of(1)
     assert team.join(alone) == (0, 1)
-    assert team.barrier(alone, 0, 1, 1) == (1, 2)
+    assert meet_at_barrier(alone, 0, 1, 1) == (1, 2)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -61,7 +67,7 @@ def test_who_waits_for_a_leader_that_is_interrupted_does_not_wait_for_ever():
 
     def call():
         with pytest.raises(KeyboardInterrupt):
-            layers._together(work, 3)
+            teams.together(work, 3)
         got.append("raised")
 
     thread = threading.Thread(target=call, daemon=True)
@@ -76,19 +82,19 @@ def test_a_barrier_waits_for_all_and_a_team_that_waited_long_parts_at_the_next()
 
     def first():
         own = time.thread_time()
-        return team.barrier(leader, 0, 2, 1), time.thread_time() - own
+        return meet_at_barrier(leader, 0, 2, 1), time.thread_time() - own
 
     thread, got = in_thread(first)
     time.sleep(0.3)
     assert not got
-    assert team.barrier(second, 1, 2, 1) == (2, 2)
+    assert meet_at_barrier(second, 1, 2, 1) == (2, 2)
     thread.join()
     ((members, own),) = got
     assert members == (2, 2)
-    if layers._Others.SEEN:
+    if os.name == "posix":  # elsewhere nobody naps
         assert own < 0.15  # it napped
-    thread, got = in_thread(team.barrier, leader, 0, 2, 2)
-    assert team.barrier(second, 1, 2, 2) == (0, 3)
+    thread, got = in_thread(meet_at_barrier, leader, 0, 2, 2)
+    assert meet_at_barrier(second, 1, 2, 2) == (0, 3)
     thread.join()
     assert got == [(1, 3)]
 
@@ -146,20 +152,19 @@ def test_each_row_of_a_gradient_has_one_member(heights):
 
 
 @pytest.fixture
-def teams(monkeypatch):
+def shared(monkeypatch):
     """The sizes of the teams that sweeps were given; every net of `shareable` units has one."""
     monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
-    monkeypatch.setattr(layers, "_MEMBER_BYTES", 1)
-    monkeypatch.setattr(layers, "_others", layers._Others())
-    monkeypatch.setattr(layers._Others, "SECONDS", 0.0)  # those that part are followed by others
+    monkeypatch.setattr(teams, "_MEMBER_BYTES", 1)
+    monkeypatch.setattr(teams.Record, "pays", lambda self: True)
     sizes = []
-    members = layers._unit_members
+    members = layers.members_by_units
 
     def noted(*given):
         sizes.append(members(*given))
         return sizes[-1]
 
-    monkeypatch.setattr(layers, "_unit_members", noted)
+    monkeypatch.setattr(layers, "members_by_units", noted)
     before = fb.get_num_threads()
     yield sizes
     fb.set_num_threads(before)
@@ -167,8 +172,14 @@ def teams(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("B", "H"), [(1, 32), (1, 64), (2, 64), (1, 150), (1, 257), (2, 131)])
-def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
+@pytest.mark.parametrize(
+    ("B", "H", "halves"),
+    [(1, 32, 1), (1, 64, 1), (1, 64, 0), (2, 64, 1), (1, 150, 1), (1, 257, 1), (2, 131, 1)],
+)
+def test_the_bits_do_not_depend_on_the_team(
+    kind, options, dtype, B, H, halves, shared, monkeypatch
+):
+    monkeypatch.setattr(layers, "_HALVES", (range(1 << 30),) if halves else ())
     rng = np.random.default_rng(0)
     net = getattr(fb, kind)(5, H, dtype=dtype, rng=0, **options)
     T = 150
@@ -183,123 +194,137 @@ def test_the_bits_do_not_depend_on_the_team(kind, options, dtype, B, H, teams):
 
     fb.set_num_threads(1)
     alone = work()
-    assert not any(teams)
+    assert not any(shared)
     for count in (B + 1, 7):  # 7 are more than the cores of many machines: teams come and part
         fb.set_num_threads(count)
         for one, many in zip(alone, work(), strict=True):
             np.testing.assert_array_equal(one, many)
-    assert {B + 1, 7} <= set(teams)
+    assert {B + 1, 7} <= set(shared)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_of_units_within_a_block_whole_panels_are_shared(dtype, teams):
+def test_of_units_within_a_block_whole_panels_are_shared(dtype, shared):
     width = lanes(dtype)
     for registers, members in ((VECTORS + 1, 0), (2 * VECTORS, 2), (BLOCK + 1, 2)):
         layer = fb.GRU(4, registers * width, dtype=dtype).weights.layers[0]
-        assert layers._unit_members(2, layer, 1) == members
+        assert layers.LayerPass._unit_members(layer, 2, 1) == members
 
 
-class Clock:
-    """Of a thread that works `busy` of all seconds."""
+def test_what_is_gated_needs_twice_as_much_of_W_for_each_member(monkeypatch):
+    H = 2 * VECTORS * lanes(np.float32)
+    one, two = (fb.GRU(4, H, reset_after=after).weights.layers[0] for after in (True, False))
+    monkeypatch.setattr(teams, "_MEMBER_BYTES", one.cell.w_hh.nbytes // 2)
+    assert [layers.LayerPass._unit_members(layer, 2, 1) for layer in (one, two)] == [2, 0]
 
-    busy = 1.0
-    now = 0.0
+
+def test_halves_are_for_two_members_and_whole_panels(monkeypatch):
+    panels = 2 * VECTORS * lanes(np.float32)
+
+    def rows(net, members=2):
+        return len(layers.LayerPass._halves(net.weights.layers[0], members))
+
+    nets = [fb.LSTM(4, H) for H in (panels, panels + 1, panels + VECTORS * lanes(np.float32))]
+    for worth, expected in ((range(1 << 30), [3, 0, 0]), (range(0), [0, 0, 0])):
+        monkeypatch.setattr(layers, "_HALVES", (range(0), worth))
+        assert [rows(net) for net in nets] == expected
+    monkeypatch.setattr(layers, "_HALVES", (range(1 << 30),))
+    assert rows(nets[0], 1) == rows(nets[0], 3) == 0
+    assert rows(fb.GRU(4, panels)) == 3
+    assert rows(fb.GRU(4, panels, reset_after=False)) == 0
+
+
+class Calls:
+    """A `Record`, and calls that take so many seconds a step with the team and without."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.record = 0.0, teams.Record()
+        monkeypatch.setattr(teams, "time", self)
 
     def perf_counter(self):
         return self.now
 
-    monotonic = perf_counter
+    def take(self, seconds):
+        self.now += seconds
 
-    def thread_time(self):
-        return self.busy * self.now
+    def call(self, team, without, steps=10):
+        """The next call; whether it was the team's."""
+        pays = self.record.pays()
+        if pays:
+            self.record.team_took(team * steps, steps)
+        else:
+            self.record.without(lambda: self.take(without * steps), steps)
+        return pays
+
+    def run(self, n, team, without=1.0):
+        """How many calls on end were without the team and with it, in turn, from without on."""
+        ways = [self.call(team, without) for _ in range(n)]
+        return [len(list(some)) for _, some in itertools.groupby([False, *ways])][:-1]
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(layers, "time", clock)
-    monkeypatch.setattr(layers, "_others", layers._Others())
-    monkeypatch.setattr(layers._Others, "SEEN", True)
-    return clock
+def calls(monkeypatch):
+    return Calls(monkeypatch)
 
 
-def call_of_a_team(clock, how="together"):
+def test_a_team_that_pays_is_left_now_and_then_to_look_what_calls_take_without(calls):
+    first, CALLS, LOOK = 1 + teams.Record.LOOK // 10, teams.Record.CALLS, teams.Record.LOOK
+    got = calls.run(4 * LOOK, team=0.9)
+    assert got[:4] == [1 + CALLS, first, CALLS, 1 + LOOK]
+
+
+def test_the_more_often_a_team_is_slow_the_longer_it_is_done_without(calls):
+    CALLS, most = teams.Record.CALLS, teams.Record.CALLS << teams.Record.DOUBLINGS
+    got = calls.run(1000, team=1.1)
+    # of a team's calls the first, for which the others wake up, does not count, nor does one alone
+    assert got[:10] == [1 + CALLS, 3, CALLS, 2, 2 * CALLS, 2, 4 * CALLS, 2, 8 * CALLS, 2]
+    assert set(got[-8:]) == {most, 2}
+    ways = [calls.call(team=0.9, without=1.0) for _ in range(2 * most)]
+    assert all(ways[most + 2 :])  # when it is fast again
+    assert [calls.call(team=1.1, without=1.0) for _ in range(5)] == [True, True, False, False, True]
+
+
+def test_one_slow_call_does_not_end_a_team(calls):
+    calls.run(10, team=0.9)
+    for _ in range(3):
+        assert calls.call(team=5.0, without=1.0)
+        assert calls.call(team=0.9, without=1.0)
+
+
+def test_a_look_takes_the_shorter_call(calls):
+    assert not calls.call(team=1.1, without=9.0)
+    assert not calls.call(team=1.1, without=1.0)
+    assert [calls.call(team=1.1, without=1.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_calls_are_compared_by_the_step(calls):
+    for steps in (10, 15):
+        assert not calls.call(team=0.9, without=1.0, steps=steps)
+    assert all(calls.call(team=0.9, without=1.0, steps=steps) for steps in (8, 9, 14, 15))
+
+
+def test_a_call_that_raises_says_nothing_of_the_team(monkeypatch, calls):
+    monkeypatch.setattr(teams, "side_by_side", lambda works, ended: works[0]())
+
     def work(i, given):
-        if given.leads:
-            clock.now += 1
-            given.board[team._SIZE] = 1 if how == "late" else 2
-            given.board[team._LAST] = how == "parts"
-            if how == "raises":
-                raise KeyboardInterrupt
+        calls.take(5.0)
+        raise KeyboardInterrupt
 
-    layers._together(work, 2)
-
-
-@pytest.mark.parametrize("how", ["together", "late", "parts"])
-def test_after_two_calls_held_up_one_thread_works_alone_for_some_time(clock, how):
-    layer = fb.RNN(4, 256).weights.layers[0]
-    others = layers._others
-
-    def call(held_up):
-        clock.busy = 1 - others.SHARE * (1.2 if held_up and how == "together" else 0.8)
-        call_of_a_team(clock, how if held_up else "together")
-        return layers._unit_members(2, layer, 1)
-
-    assert [call(held_up) for held_up in (True, False, True, True)] == [2, 2, 2, 0]
-    clock.now += others.SECONDS
-    assert layers._unit_members(2, layer, 1) == 2
-    assert call(True) == 0  # one more is enough
-    clock.now += others.SECONDS
-    assert [call(held_up) for held_up in (False, True)] == [2, 2]
+    calls.run(10, team=0.9)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            teams.together(work, 2, calls.record, 1)
+    assert calls.record.pays()
 
 
-def test_the_more_calls_are_held_up_the_longer_one_thread_works_alone(clock):
-    others = layers._others
-
-    def alone(how):
-        call_of_a_team(clock, how)
-        begun = clock.now
-        while others.expected():
-            clock.now += others.SECONDS / 64
-        return (clock.now - begun) / others.SECONDS
-
-    shares = [0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1]
-    assert [alone("parts") for _ in shares] == pytest.approx(shares, abs=1 / 32)
-    assert alone("together") == 0
-    assert [alone("parts") for _ in range(2)] == pytest.approx(shares[:2], abs=1 / 32)
+def test_layers_of_other_sizes_and_the_way_back_have_records_of_their_own():
+    sizes = [fb.RNN(4, H).weights.layers[0].sizes for H in (32, 64)]
+    given = [(size, N, 2, 3, back) for size in sizes for N in (1, 2) for back in (False, True)]
+    assert len({id(teams.record(*one)) for one in given}) == len(given)
+    assert teams.record(*given[0]) is teams.record(*given[0])
 
 
-def test_a_call_that_raises_says_nothing_of_others(clock):
-    clock.busy = 0.0
-    call_of_a_team(clock)
-    with pytest.raises(KeyboardInterrupt):
-        call_of_a_team(clock, "raises")
-    assert not layers._others.expected()
-
-
-def test_where_a_threads_time_is_not_known_nothing_is_read_off_it(clock, monkeypatch):
-    monkeypatch.setattr(layers._Others, "SEEN", False)
-    clock.busy = 0.0
-    for _ in range(2):
-        call_of_a_team(clock)
-    assert not layers._others.expected()
-
-
-class Told:
-    """In the place of `_others`: it hears of calls, and expects others from the n-th on."""
-
-    def __init__(self, most):
-        self.calls, self.most = 0, most
-
-    def saw(self, board, elapsed, own):
-        self.calls += 1
-
-    def expected(self):
-        return self.calls >= self.most
-
-
-@pytest.mark.parametrize(("B", "most", "heard"), [(1, 99, 4), (1, 1, 1), (2, 99, 0)])
-def test_a_long_backward_pass_leaves_a_team_that_is_held_up(monkeypatch, teams, B, most, heard):
+@pytest.mark.parametrize(("B", "pays", "teams_of"), [(1, 99, 4), (1, 1, 1), (2, 99, 0)])
+def test_a_long_backward_pass_leaves_a_team_that_is_slow(monkeypatch, shared, B, pays, teams_of):
     rng = np.random.default_rng(0)
     net = fb.RNN(5, 150, rng=0)
     x, dy = (rng.normal(size=(3000, B, n)).astype(np.float32) for n in (5, 150))
@@ -307,11 +332,12 @@ def test_a_long_backward_pass_leaves_a_team_that_is_held_up(monkeypatch, teams, 
     trace = net.trace(x)
     alone = trace.backward(dy)
     monkeypatch.setattr(layers, "_CALL", 1)
-    told = Told(most)
-    monkeypatch.setattr(layers, "_others", told)
+    took = []
+    monkeypatch.setattr(teams.Record, "pays", lambda self: len(took) < pays)
+    monkeypatch.setattr(teams.Record, "team_took", lambda self, *given: took.append(given))
     fb.set_num_threads(2)
     again = trace.backward(dy)
-    assert told.calls == heard
+    assert len(took) == teams_of
     np.testing.assert_array_equal(alone.x, again.x)
     for name, value in alone.params.items():
         np.testing.assert_array_equal(value, again.params[name])

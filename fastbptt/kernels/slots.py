@@ -5,6 +5,9 @@ from typing import Any
 from .jit import kernel
 from .panels import BLOCK, VECTORS, Packed, from_output, nothing, row_matmul, rows_matmul
 from .simd import lanes, lanes_of, shifted
+from .tiles import tile
+
+_half1, _half2, _half4 = (tile(1, panels=panels, kind="half") for panels in (1, 2, 4))
 
 
 def shareable(Hp: int, dtype: Any) -> bool:
@@ -63,6 +66,39 @@ def slots_matmul(A, M, W, count, units, S, C, soon):
         w, s_j, c_j = from_output(W, j), shifted(S, j, S[1]), shifted(C, j, C[1])
         rows_matmul(A, M, w, N, s_j, c_j, soon)
         soon = nothing(A)
+
+
+@kernel(part=True)
+def half_slots_matmul(A, W, half, count, units, S, more, C):
+    """C = (S + A W') + more for one row and half of its elements, the first if `half` is 0.
+
+    `slots_matmul` adds in this order: S and the first half, and then what the second one is from 0.
+    The units are those of whole panels.  Panels of several slots are read side by side, of a slot
+    that is alone its own: four sums more than one panel's do not wait for the FMA.
+    """
+    Hp, j0, j1 = units
+    panel = VECTORS * lanes_of(A)
+    first = W.K - W.K // 2
+    K = W.K - first if half == 1 else first
+    begin = first if half == 1 else 0
+    a = shifted(A, begin, 0)
+    own = (j1 - j0) // panel
+    turns, across, apart = (1, own, panel) if count == 1 else (own, count, Hp)
+    for turn in range(turns):
+        n = 0
+        while n < across:
+            j = j0 + turn * panel + n * apart
+            w = shifted(W.panels, j * W.K + begin * panel, apart * W.K)
+            s, m, c = shifted(S, j, apart), shifted(more, j, apart), shifted(C, j, apart)
+            if n + 4 <= across:
+                _half4(a, w, K, s, c, m)
+                n += 4
+            elif n + 2 <= across:
+                _half2(a, w, K, s, c, m)
+                n += 2
+            else:
+                _half1(a, w, K, s, c, m)
+                n += 1
 
 
 @kernel(inlined=True)

@@ -7,9 +7,10 @@ Rows.  N sequences lie longest first, and after each other lie the rows of the s
 rows starts[t] .. starts[t+1]-1 of h, one for each sequence of at least t steps, so that state 0 has
 N; what belongs to step t (x, a, dy) has the same rows less N as state t+1.  Where all lengths are
 equal this is (T,B,...) flattened.  A thread has the sequences b0 .. b1-1, or as one of a team a
-part of all sequences' units: then each step ends at a barrier.
+part of all sequences' units: then they meet in each step.
 """
 
+from .ahead import AWAY, STAYS, fetch_before, fetch_rows, soon_backward, soon_forward
 from .cells import Adjoints, At, Memory, adjoint, gate, gate_adjoint, slots, step
 from .gradients import Sums, weight_gradients
 from .jit import kernel
@@ -25,99 +26,38 @@ from .panels import (
     rows_matmul,
     to_and_fro,
 )
-from .simd import (
-    REGISTER_BYTES,
-    fetch,
-    fetch_to_L2,
-    flush_subnormals,
-    lanes_of,
-    restore,
-    rows,
-    shifted,
+from .simd import REGISTER_BYTES, flush_subnormals, lanes_of, restore, rows, shifted
+from .slots import (
+    active,
+    half_slots_matmul,
+    matmul_steps,
+    row_slots_matmul,
+    slots_apart,
+    slots_matmul,
 )
-from .slots import active, matmul_steps, row_slots_matmul, slots_apart, slots_matmul
-from .team import Team, barrier, join, meet, part
+from .team import Team, barrier, come, join, meet, part
 
-# Of few sequences, what a step back reads is fetched a step before, where all of it is more bytes
-# than L2 keeps from the forward pass: 1000 and 2000 steps of 64 units took 1 to 4 % longer with it.
-_AWAY = 1536 << 10
-# And where W_hh leaves it room in L2: with 512 units, 1 MB, they took 2 % longer.
-_STAYS = 768 << 10
 CHUNK_ROWS = 64  # rows projected ahead: they are still in L1 or L2 when the recurrence needs them
 
 
-@kernel(part=True, inlined=True)
-def _fetch_rows(place, M, n):
-    """Have M rows of n elements brought here, all at once, from the other members of a team.
-
-    A product asks for one line at a time, and each takes as long as a barrier.
-    """
-    for r in range(M):
-        for j in range(0, n, lanes_of(place)):
-            fetch(shifted(place, r * place[1] + j, 0))
-
-
 @kernel(part=True)
-def _soon_forward(m, starts, t, t1, ahead, b0, M, first):
-    """What `forward` comes to next, for the `first` product of step t to fetch.
+def _half(cell, m, source, w, units, row, number, second):
+    """The products of a step with half of its state, by one of two members of a team.
 
-    That are the state after t+1, to be written, and step t + `ahead`, to be projected.
+    The first is with the half that the member itself has made, while the other's is on its way; its
+    sums go to m.halves.  The `second` is with the other's, and makes the pre-activations of both.
     """
-    if not first:
-        return nothing(rows(m.h, 0, 0))
-    N, Hp, wide_a, wide_x = starts[1], m.h.shape[1], m.a.shape[1], m.x.shape[1]
-    state, step = starts[min(t + 2, t1)] + b0, starts[min(t + ahead, t1 - 1) + 1] - N + b0
-    return (
-        rows(m.h, state * Hp, M * Hp),
-        rows(m.c, state * Hp, M * Hp if m.kept and m.c.shape[0] > 0 else 0),
-        rows(m.a, step * wide_a, M * wide_a if m.kept else 0),
-        rows(m.x, step * wide_x, M * wide_x),
-        rows(m.x, 0, 0),
-    )
-
-
-@kernel(part=True)
-def _soon_backward(m, d, starts, t, b0, M, first):
-    """What `backward` comes to next: all that step t-1 reads, and dx to be written.
-
-    Of the states t-1: some cells read that one, others state t, fetched a step before.
-    """
-    if not first:
-        return nothing(rows(m.h, 0, 0))
-    Hp, wide_a, wide_x = m.h.shape[1], m.a.shape[1], d.dx.shape[1]
-    before = max(t - 1, 0)
-    step = starts[before + 1] - starts[1] + b0
-    return (
-        rows(d.dy, step * Hp, M * Hp),
-        rows(m.h, (starts[before] + b0) * Hp, M * Hp),
-        rows(m.c, (starts[before] + b0) * Hp, M * Hp if m.c.shape[0] > 0 else 0),
-        rows(m.a, step * wide_a, M * wide_a if m.a.shape[0] > 0 else 0),
-        rows(d.dx, step * wide_x, M * wide_x if d.dx.shape[0] > 0 else 0),
-    )
-
-
-@kernel(part=True)
-def _fetch_before(dy, m, starts, t, some, units):
-    """Have what step t-1 reads of the `units` j0 .. j1-1 of `some` (b0, M) sequences brought to L2.
-
-    As `_soon_backward` says, for rows too few for a product to do it: without it, a train step of 1
-    to 4 long sequences of 64 units took 10 to 40 % longer, of 256 units 5 %.
-    """
-    (b0, M), (j0, j1) = some, units
-    Hp, wide, width = m.h.shape[1], m.a.shape[1], lanes_of(m.h)
-    state, step = starts[t - 1] + b0, starts[t] - starts[1] + b0
-    for r in range(M):
-        for j in range(j0, j1, width):
-            fetch_to_L2(rows(dy, (step + r) * Hp + j, 0))
-            fetch_to_L2(rows(m.h, (state + r) * Hp + j, 0))
-            if m.c.shape[0] > 0:
-                fetch_to_L2(rows(m.c, (state + r) * Hp + j, 0))
-    if m.a.shape[0] > 0:
-        # what sets rows apart is less than a slot (`memory.row_stride`)
-        for slot in range(0, wide - Hp + 1, Hp):
-            for r in range(M):
-                for j in range(j0, j1, width):
-                    fetch_to_L2(rows(m.a, (step + r) * wide + slot + j, 0))
+    n, Hp, (w_shared, w_alone) = slots(cell), units[0], w
+    mixed = max(n.gate, min(n.x, n.last))
+    alone = (mixed - n.gate) * Hp
+    a, zeros = rows(m.a, row * m.a.shape[1] + n.gate * Hp, 0), rows(m.halves, 0, 0)
+    own, bias = rows(m.halves, (1 + number) * m.halves.shape[1], 0), rows(cell.bias, mixed * Hp, 0)
+    half = 1 - number if second else number
+    begin, bias = (a, bias) if half == 0 else (zeros, zeros)
+    more, target = (own, a) if second else (zeros, own)
+    half_slots_matmul(source, w_shared, half, mixed - n.gate, units, begin, more, target)
+    more, target = shifted(more, alone, 0), shifted(target, alone, 0)
+    half_slots_matmul(source, w_alone, half, n.last - mixed, units, bias, more, target)
 
 
 @kernel
@@ -140,6 +80,7 @@ def forward(cell, m, starts, span, team):
     I = cell.w_ih.size // (n.x * Hp)
     u0, u1 = part(number, members, Hp, VECTORS * width)
     meeting = 1
+    halved = members == 2 and m.halves.shape[0] > 0
     block = BLOCK * width
     last = (u1 - u0 - 1) // block
     chunk = max(1, CHUNK_ROWS // (b1 - b0))
@@ -155,6 +96,9 @@ def forward(cell, m, starts, span, team):
         target = rows(m.a, (starts[c + 1] - origin) * wide, wide)
         span = (c, end, b0, b1)
         matmul_steps(source, w_ih, n.x, (Hp, u0, u1), bias, target, starts, span)
+        if members > 1:
+            # not before: who goes on alone needs what all have projected
+            come(team, number, meeting)
         for t in range(c, end):
             M = active(starts, t, b0, b1)
             c_now, c_next = starts[t], starts[t + 1]
@@ -164,7 +108,16 @@ def forward(cell, m, starts, span, team):
             at = At(starts[t] + b0, starts[t + 1] + b0, c_now + b0, c_next + b0, row, 0, 0, 0)
             source = rows(m.h, at.h * Hp, Hp)
             if members > 1:
-                _fetch_rows(source, M, Hp)
+                if halved:
+                    _half(cell, m, source, (w_hh, w_alone), (Hp, u0, u1), row, number, False)
+                members, meeting = barrier(team, number, members, meeting)
+                if members == 0:
+                    restore(state)
+                    return
+                u0, u1 = part(number, members, Hp, VECTORS * width)
+                last = (u1 - u0 - 1) // block
+                halved = halved and members == 2
+                fetch_rows(source, M, Hp)
             if n.gate > n.first:
                 for q in range(last + 1):
                     j0 = u0 + block * q
@@ -175,20 +128,23 @@ def forward(cell, m, starts, span, team):
                     gate(cell, m, at, M, j0, j1)
                 source = rows(m.a, row * wide + n.last * Hp, wide)
                 if members > 1:
+                    come(team, number, meeting)
                     members, meeting = barrier(team, number, members, meeting)
                     if members == 0:
                         restore(state)
                         return
                     u0, u1 = part(number, members, Hp, VECTORS * width)
                     last = (u1 - u0 - 1) // block
-                    _fetch_rows(source, M, Hp)
+                    fetch_rows(source, M, Hp)
             # to and fro: what of W_hh the last step left in the cache is read first
             back = t % 2
             w_shared, w_own = to_and_fro(w_hh, back), to_and_fro(w_alone, back)
             for q in range(last + 1):
                 j0 = u0 + block * (q if back == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
-                for turn in range(1 + (mixed < n.last)):
+                if halved:
+                    _half(cell, m, source, (w_hh, w_alone), (Hp, j0, j1), row, number, True)
+                for turn in range(0 if halved else 1 + (mixed < n.last)):
                     if turn == back or mixed == n.last:
                         count, w = mixed - n.gate, w_shared
                         a = begin = rows(m.a, row * wide + n.gate * Hp, wide)
@@ -200,16 +156,11 @@ def forward(cell, m, starts, span, team):
                     if M == 1:
                         row_slots_matmul(source, w, count, units, begin, a)
                     else:
-                        soon = _soon_forward(m, starts, t, t1, chunk, b0, M, q + turn == 0)
+                        soon = soon_forward(m, starts, t, t1, chunk, b0, M, q + turn == 0)
                         slots_matmul(source, M, w, count, units, begin, a, soon)
                 step(cell, m, at, M, j0, j1)
-            if members > 1:
-                members, meeting = barrier(team, number, members, meeting)
-                if members == 0:
-                    restore(state)
-                    return
-                u0, u1 = part(number, members, Hp, VECTORS * width)
-                last = (u1 - u0 - 1) // block
+            if members > 1 and t + 1 < end:
+                come(team, number, meeting)
     restore(state)
 
 
@@ -240,7 +191,7 @@ def _backward(cell, m, d, starts, span, team, member):
     itemsize = REGISTER_BYTES // width
     read = (d.dy.size + m.h.size + m.c.size + m.a.size) * itemsize * (b1 - b0) // N
     of_W = (n.last - n.first) * Hp * (u1 - u0) * itemsize
-    fetches = read > _AWAY and of_W <= _STAYS
+    fetches = read > AWAY and of_W <= STAYS
     for c in range(t1, t0, -chunk):
         c0 = max(t0, c - chunk)
         for t in range(c - 1, c0 - 1, -1):
@@ -252,7 +203,7 @@ def _backward(cell, m, d, starts, span, team, member):
             at = At(c_now, c_next, c_now, c_next, s, row, b0, s)
             source = rows(d.da, (starts[t + 2] - starts[t0 + 1] + b0) * wide + n.first * Hp, wide)
             if members > 1:
-                _fetch_rows(source, later, head * Hp)
+                fetch_rows(source, later, head * Hp)
             for q in range(last + 1):
                 j0 = u0 + block * (q if t % 2 == 0 else last - q)
                 j1 = j0 + whole(m.h, min(block, u1 - j0))
@@ -260,11 +211,11 @@ def _backward(cell, m, d, starts, span, team, member):
                 w = to_and_fro(from_output(w_hh, j0), t % 2)
                 above = dh if n.direct else rows(d.dy, s * Hp + j0, Hp)
                 if fetches and M < FETCHING and t > 0:
-                    _fetch_before(d.dy, m, starts, t, (b0, M), (j0, j1))
+                    fetch_before(d.dy, m, starts, t, (b0, M), (j0, j1))
                 if later == 1:
                     row_matmul(source, w, j1 - j0, above, dh)
                 else:
-                    soon = _soon_backward(m, d, starts, t, b0, M, q == 0)
+                    soon = soon_backward(m, d, starts, t, b0, M, q == 0)
                     rows_matmul(source, later, w, j1 - j0, above, dh, soon)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
@@ -277,6 +228,7 @@ def _backward(cell, m, d, starts, span, team, member):
                     _add(d.dh, b0, d.dy, starts[t] - N + b0, M, j0, j1)
             if gated:
                 if members > 1:
+                    come(team, number, meeting)
                     members, meeting = barrier(team, number, members, meeting)
                     if members == 0:
                         restore(state)
@@ -285,7 +237,7 @@ def _backward(cell, m, d, starts, span, team, member):
                     last = (u1 - u0 - 1) // block
                 source = rows(d.da, row * wide + n.gate * Hp, wide)
                 if members > 1:
-                    _fetch_rows(source, M, (n.last - n.gate) * Hp)
+                    fetch_rows(source, M, (n.last - n.gate) * Hp)
                 for q in range(last + 1):
                     j0 = u0 + block * q
                     j1 = j0 + whole(m.h, min(block, u1 - j0))
@@ -297,6 +249,7 @@ def _backward(cell, m, d, starts, span, team, member):
                     if t > 0:
                         _add(d.dh, b0, d.dy, starts[t] - N + b0, M, j0, j1)
             if members > 1:
+                come(team, number, meeting)
                 members, meeting = barrier(team, number, members, meeting)
                 if members == 0:
                     restore(state)
@@ -317,7 +270,7 @@ def _backward(cell, m, d, starts, span, team, member):
     above = dh
     if not n.direct:
         above = rows(d.dy, (starts[t0] - N + b0) * Hp + u0, Hp) if t0 > 0 else zeros
-    soon = _soon_backward(m, d, starts, t0, b0, M, t0 > 0)
+    soon = soon_backward(m, d, starts, t0, b0, M, t0 > 0)
     units = (u1 - u0, 0, u1 - u0)
     slots_matmul(source, M, from_output(w_hh, u0), 1, units, above, dh, soon)
     restore(state)

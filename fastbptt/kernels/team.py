@@ -69,11 +69,6 @@ def close(board: np.ndarray) -> None:
         board[_SIZE] = -1
 
 
-def incomplete(board: np.ndarray) -> bool:
-    """Whether the team, whose work is done, began without a member or parted on the way."""
-    return bool(board[_SIZE] < board[_WANTED] or board[_LAST] > 0)
-
-
 def _place(context, builder, array_type, array, index):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
@@ -200,10 +195,14 @@ def join(team):
 
 
 @kernel
-def meet(team, number, members, meeting):
-    """Go on when all have come to this `meeting`, the first being 1; the pauses until then."""
-    board = team.board
-    _store(board, _ARRIVED + _LINE * number, meeting)
+def come(team, number, meeting):
+    """Tell the others that this member has come to a `meeting`, the first being 1."""
+    _store(team.board, _ARRIVED + _LINE * number, meeting)
+
+
+@kernel(part=True)
+def _all_come(board, members, meeting):
+    """Go on when all have come; the pauses until then."""
     waited = 0
     for other in range(members):
         while _load(board, _ARRIVED + _LINE * other) < meeting:
@@ -212,13 +211,20 @@ def meet(team, number, members, meeting):
 
 
 @kernel
+def meet(team, number, members, meeting):
+    """Come to this meeting, and go on when all have."""
+    come(team, number, meeting)
+    _all_come(team.board, members, meeting)
+
+
+@kernel
 def barrier(team, number, members, meeting):
-    """`meet`, at every step; (members, next meeting).
+    """At every step: go on when all have `come` to this meeting; (members, next meeting).
 
     Where the team parts, its leader goes on as the only member and for the others members is 0.
     """
     board = team.board
-    waited = meet(team, number, members, meeting)
+    waited = _all_come(board, members, meeting)
     if waited > _SHORT and _fetch_add(board, _WAITED, waited) + waited > _BUDGET:
         _set_if_zero(board, _LAST, meeting + 1)  # which all will have seen when that one is over
     last = _load(board, _LAST)

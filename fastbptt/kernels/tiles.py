@@ -117,6 +117,8 @@ class _Tile(NamedTuple):
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
     is needed next from further away.  A "fetching" one of few rows and several panels fetches one
     in each turn of its loop of _UNROLLED k, none where that is 1.
+    A "half" one, of one row, is one of the two sums alone: C = (S + A W) + ahead, S, C and ahead
+    (panels, width) with the panels at their strides.
     """
 
     height: int
@@ -156,7 +158,7 @@ class _Tile(NamedTuple):
         # elements of A: three rows and two panels spilled with 16 registers, and took three times
         # as long
         by_weight = (height + 1) * len(across) >= REGISTERS
-        transposed = self.kind == "transposed"
+        transposed, half = self.kind == "transposed", self.kind == "half"
         i32, i64 = ir.IntType(32), ir.IntType(64)
         vector, size = vector_of(place)
         width = vector.count
@@ -173,10 +175,11 @@ class _Tile(NamedTuple):
             return ir.Constant(ir.VectorType(i32, width), lanes)
 
         def registers(rows):
+            count, each = (self.panels, range(self.vectors)) if half else (height, across)
             return [
                 register_at(builder, rows.row(builder, i64(r)), v, vector)
-                for r in range(height)
-                for v in across
+                for r in range(count)
+                for v in each
             ]
 
         def loaded(pointer):
@@ -249,7 +252,10 @@ class _Tile(NamedTuple):
 
         def one_stream(count, sums):
             single = none
-            if _UNROLLED > 1 and height > 1 and self.panels > 1:
+            if half and _GROUP > 1:
+                single = builder.and_(count, i64(-_GROUP))
+                (sums,) = loop.run(none, single, [sums], group_of_steps, _GROUP)
+            elif _UNROLLED > 1 and height > 1 and self.panels > 1:
                 single = builder.and_(count, i64(-_UNROLLED))
                 (sums,) = loop.run(none, single, [sums], some_steps, _UNROLLED)
             (sums,) = loop.run(single, count, [sums], one_step)
@@ -272,7 +278,11 @@ class _Tile(NamedTuple):
             more = builder.sub(K, less)
             firsts = [none, more]
             start = [loaded(pointer) for pointer in registers(S)]
-            if self.kind != "long" and height * len(across) <= TOGETHER:
+            if half:
+                firsts = [none]
+                total = one_stream(K, start)
+                other = [loaded(pointer) for pointer in registers(ahead)]
+            elif self.kind != "long" and height * len(across) <= TOGETHER:
                 begun, single = [start, zeros], none
                 if height == 1 and _GROUP > 1:
                     single = builder.and_(less, i64(-_GROUP))

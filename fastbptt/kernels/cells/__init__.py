@@ -55,6 +55,7 @@ class Memory(NamedTuple):
     c: np.ndarray  # (N+S,Hp), (2N,Hp) if not kept: state t in half t % 2; no rows without a c
     a: np.ndarray  # (S,wide): pre-activations, then what `step` makes of them
     kept: bool  # whether a and c hold all steps
+    halves: np.ndarray  # (3,wide): zeros, and what two members of a team keep; else no rows
 
 
 class Adjoints(NamedTuple):

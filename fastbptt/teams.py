@@ -1,0 +1,104 @@
+"""Whether threads share the units of few sequences, and the calls of those that work together."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+
+from .kernels.slots import shareable
+from .kernels.team import ALONE, Team, board, close
+from .threads import side_by_side
+from .weights import Sizes
+
+# Of W_hh for each member of a team.  A meeting of two takes 0.07 us, and to fetch the other's part
+# of h another 0.1.  Two members of 24 KB (a GRU of 64 units) take 0.48 us a step and one 0.57, of
+# 32 KB (an LSTM) 0.55 and one 0.78, of 18 KB as long as one.  Where there are rows enough for all
+# threads a team does not pay: at B = 64, H = 1024 an LSTM ran at 103 GFLOP/s on shared units, at
+# 162 on shared rows.
+_MEMBER_BYTES = 24 << 10
+
+
+def members_by_units(
+    threads: int, N: int, W_bytes: int, Hp: int, dtype: np.dtype, meetings: int = 1
+) -> int:
+    """Members of a team that shares the Hp units, and W_bytes of W_hh, of N sequences, or 0.
+
+    A team pays where there are more threads than sequences, and where what a member reads of W_hh
+    between two of so many `meetings` a step takes longer than they do.
+    """
+    members = min(threads, W_bytes // meetings // _MEMBER_BYTES) if shareable(Hp, dtype) else 0
+    return members if members > N else 0
+
+
+class Record:
+    """What calls of one kind took a team that shares the units, and what they take without it.
+
+    A member whose core another program has holds all of them up at each step: where one had one of
+    two cores, a train step of one sequence of 256 units took a team 16 us and one thread 8.  And
+    the cores of a virtual machine may be far apart for a while, or one of them but half of one: of
+    an LSTM of 64 units a team then takes 0.9 to 1.8 us a step and else 0.6, one thread 0.8.  So
+    where two calls on end took the team longer than without it, the next ones go without: two, and
+    twice as many each time that the team is found to be slow again.
+    """
+
+    CALLS = 2  # without a team that say what one takes: the shorter, as one may be held up
+    DOUBLINGS = 5  # of the calls on end without a team: 64 at most
+    LOOK = 200  # calls of the team until that is looked up again
+
+    def __init__(self) -> None:
+        self._slow, self._awake = 0, False
+        self._each = float("inf")  # seconds a step without a team
+        self._due = self.CALLS  # calls without it to come
+        # the first look may have seen code compiled, or read from the cache
+        self._until_look = self.LOOK // 10
+
+    def pays(self) -> bool:
+        """Whether the next call is one for the team."""
+        return self._due == 0
+
+    def team_took(self, seconds: float, steps: int) -> None:
+        """A call of the team has ended."""
+        if not self._awake:  # the first after calls without: the other members were asleep
+            self._awake = True
+            return
+        self._until_look -= 1
+        self._slow = self._slow + 1 if seconds > self._each * steps else 0
+        if self._slow >= 2:
+            self._due = self.CALLS << min(self._slow - 2, self.DOUBLINGS)
+        elif self._until_look <= 0:
+            self._due = self.CALLS
+        if self._due > 0:
+            self._each, self._until_look = float("inf"), self.LOOK
+
+    def without(self, work: Callable[[], None], steps: int) -> None:
+        """work(), without the team."""
+        start = time.perf_counter()
+        work()
+        self._each = min(self._each, (time.perf_counter() - start) / steps)
+        self._due, self._awake = max(0, self._due - 1), False
+
+
+@lru_cache(maxsize=256)
+def record(sizes: Sizes, N: int, members: int, steps: int, backward: bool) -> Record:
+    """The `Record` of a layer's calls of some `steps`, all of as many binary digits."""
+    return Record()
+
+
+def together(
+    work: Callable[[int, Team], None], members: int, by_units: Record | None = None, steps: int = 0
+) -> None:
+    """Call work(i, team) for each member of a team, side by side.
+
+    They share the units, in a call of so many `steps`, if there is a record of that.
+    """
+    if members == 1:
+        work(0, ALONE)
+        return
+    common, shared = board(members), by_units is not None
+    works = [partial(work, i, Team(common, i == 0, shared)) for i in range(members)]
+    start = time.perf_counter()
+    # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
+    side_by_side(works, partial(close, common))
+    if by_units:
+        by_units.team_took(time.perf_counter() - start, steps)
