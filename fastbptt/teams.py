@@ -36,20 +36,22 @@ class Record:
 
     A member whose core another program has holds all of them up at each step: where one had one of
     two cores, a train step of one sequence of 256 units took a team 16 us and one thread 8.  And
-    the cores of a virtual machine may be far apart for a while, or one of them but half of one: of
-    an LSTM of 64 units a team then takes 0.9 to 1.8 us a step and else 0.6, one thread 0.8.  So
-    where two calls on end took the team longer than without it, the next ones go without: two, and
-    twice as many each time that the team is found to be slow again.
+    two cores of a virtual machine may be far apart for some 0.1 s, or two halves of one: a step of
+    64 units of an LSTM then takes a team 0.9 to 1.8 us and else 0.6, one thread 0.8.  So where two
+    calls on end took the team longer than without it, the next ones go without: two, and twice as
+    many each time that the team is found to be slow again, but none after 0.1 s.
     """
 
     CALLS = 2  # without a team that say what one takes: the shorter, as one may be held up
-    DOUBLINGS = 5  # of the calls on end without a team: 64 at most
-    LOOK = 200  # calls of the team until that is looked up again
+    LOOK = 200  # calls of the team until that is looked up again,
+    BRIEFLY = 0.005  # and seconds after which one call is enough
+    DOUBLINGS = 5  # of the calls without a slow team, 64 at most,
+    SECONDS = 0.1  # and after which there are no more
 
     def __init__(self) -> None:
         self._slow, self._awake = 0, False
         self._each = float("inf")  # seconds a step without a team
-        self._due = self.CALLS  # calls without it to come
+        self._due, self._until = 1, 0.0  # calls without it to come, and when there are enough
         # the first look may have seen code compiled, or read from the cache
         self._until_look = self.LOOK // 10
 
@@ -65,18 +67,21 @@ class Record:
         self._until_look -= 1
         self._slow = self._slow + 1 if seconds > self._each * steps else 0
         if self._slow >= 2:
-            self._due = self.CALLS << min(self._slow - 2, self.DOUBLINGS)
+            self._go_without(self.CALLS << min(self._slow - 2, self.DOUBLINGS), self.SECONDS)
         elif self._until_look <= 0:
-            self._due = self.CALLS
-        if self._due > 0:
-            self._each, self._until_look = float("inf"), self.LOOK
+            self._go_without(self.CALLS, self.BRIEFLY)
+
+    def _go_without(self, calls: int, seconds: float) -> None:
+        self._due, self._until = calls, time.perf_counter() + seconds
+        self._each, self._until_look = float("inf"), self.LOOK
 
     def without(self, work: Callable[[], None], steps: int) -> None:
         """work(), without the team."""
         start = time.perf_counter()
         work()
-        self._each = min(self._each, (time.perf_counter() - start) / steps)
-        self._due, self._awake = max(0, self._due - 1), False
+        now = time.perf_counter()
+        self._each = min(self._each, (now - start) / steps)
+        self._due, self._awake = 0 if now >= self._until else max(0, self._due - 1), False
 
 
 @lru_cache(maxsize=256)

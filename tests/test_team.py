@@ -234,7 +234,7 @@ def test_halves_are_for_two_members_and_whole_panels(monkeypatch):
 
 
 class Calls:
-    """A `Record`, and calls that take so many seconds a step with the team and without."""
+    """A `Record`, and calls that take so many milliseconds a step with the team and without."""
 
     def __init__(self, monkeypatch):
         self.now, self.record = 0.0, teams.Record()
@@ -243,70 +243,90 @@ class Calls:
     def perf_counter(self):
         return self.now
 
-    def take(self, seconds):
-        self.now += seconds
+    def take(self, milliseconds):
+        self.now += milliseconds / 1000
 
-    def call(self, team, without, steps=10):
+    def call(self, team, without, steps=1):
         """The next call; whether it was the team's."""
         pays = self.record.pays()
         if pays:
-            self.record.team_took(team * steps, steps)
+            self.take(team * steps)
+            self.record.team_took(team / 1000 * steps, steps)
         else:
             self.record.without(lambda: self.take(without * steps), steps)
         return pays
 
-    def run(self, n, team, without=1.0):
+    def run(self, n, team, without=1.0, steps=1):
         """How many calls on end were without the team and with it, in turn, from without on."""
-        ways = [self.call(team, without) for _ in range(n)]
+        ways = [self.call(team, without, steps) for _ in range(n)]
         return [len(list(some)) for _, some in itertools.groupby([False, *ways])][:-1]
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    return Calls(monkeypatch)
+    calls = Calls(monkeypatch)
+    assert calls.run(2, team=0.1) == [2]  # one call without, which may have been compiled
+    return calls
 
 
 def test_a_team_that_pays_is_left_now_and_then_to_look_what_calls_take_without(calls):
-    first, CALLS, LOOK = 1 + teams.Record.LOOK // 10, teams.Record.CALLS, teams.Record.LOOK
-    got = calls.run(4 * LOOK, team=0.9)
-    assert got[:4] == [1 + CALLS, first, CALLS, 1 + LOOK]
+    Record = teams.Record
+    got = calls.run(4 * Record.LOOK, team=0.9)
+    assert got[:4] == [1, Record.LOOK // 10, Record.CALLS, 1 + Record.LOOK]
+
+
+def test_one_long_call_is_enough_to_look(calls):
+    Record = teams.Record
+    got = calls.run(4 * Record.LOOK, team=0.9, steps=int(1001 * Record.BRIEFLY))
+    assert got[:4] == [1, Record.LOOK // 10, 1, 1 + Record.LOOK]
 
 
 def test_the_more_often_a_team_is_slow_the_longer_it_is_done_without(calls):
     CALLS, most = teams.Record.CALLS, teams.Record.CALLS << teams.Record.DOUBLINGS
-    got = calls.run(1000, team=1.1)
     # of a team's calls the first, for which the others wake up, does not count, nor does one alone
-    assert got[:10] == [1 + CALLS, 3, CALLS, 2, 2 * CALLS, 2, 4 * CALLS, 2, 8 * CALLS, 2]
+    got = calls.run(1000, team=1.1)
+    assert got[:10] == [1, 2, CALLS, 2, 2 * CALLS, 2, 4 * CALLS, 2, 8 * CALLS, 2]
     assert set(got[-8:]) == {most, 2}
     ways = [calls.call(team=0.9, without=1.0) for _ in range(2 * most)]
     assert all(ways[most + 2 :])  # when it is fast again
     assert [calls.call(team=1.1, without=1.0) for _ in range(5)] == [True, True, False, False, True]
 
 
+def test_no_call_goes_without_a_team_later_than_some_time_after_a_slow_one(calls):
+    steps = int(240 * teams.Record.SECONDS)  # of a millisecond: some more than a quarter of it
+    assert set(calls.run(1000, team=2.0, steps=steps)[-8:]) == {5, 2}
+    while calls.call(team=2.0, without=1.0):
+        pass
+    calls.now += teams.Record.SECONDS  # without a call
+    assert [calls.call(team=2.0, without=1.0) for _ in range(2)] == [False, True]
+
+
 def test_one_slow_call_does_not_end_a_team(calls):
-    calls.run(10, team=0.9)
+    calls.run(25, team=0.9)
     for _ in range(3):
         assert calls.call(team=5.0, without=1.0)
         assert calls.call(team=0.9, without=1.0)
 
 
 def test_a_look_takes_the_shorter_call(calls):
-    assert not calls.call(team=1.1, without=9.0)
+    while calls.call(team=0.9, without=4.0):
+        pass
     assert not calls.call(team=1.1, without=1.0)
     assert [calls.call(team=1.1, without=1.0) for _ in range(4)] == [True, True, True, False]
 
 
 def test_calls_are_compared_by_the_step(calls):
-    for steps in (10, 15):
-        assert not calls.call(team=0.9, without=1.0, steps=steps)
-    assert all(calls.call(team=0.9, without=1.0, steps=steps) for steps in (8, 9, 14, 15))
+    while calls.call(team=0.9, without=1.0, steps=3):
+        pass
+    assert not calls.call(team=0.9, without=1.0, steps=2)
+    assert all(calls.call(team=0.9, without=1.0, steps=steps) for steps in (1, 2, 3, 2, 1))
 
 
 def test_a_call_that_raises_says_nothing_of_the_team(monkeypatch, calls):
     monkeypatch.setattr(teams, "side_by_side", lambda works, ended: works[0]())
 
     def work(i, given):
-        calls.take(5.0)
+        calls.take(5000)
         raise KeyboardInterrupt
 
     calls.run(10, team=0.9)
