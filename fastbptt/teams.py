@@ -51,9 +51,10 @@ class Record:
     def __init__(self) -> None:
         self._slow, self._awake = 0, False
         self._each = float("inf")  # seconds a step without a team
-        self._due, self._until = 1, 0.0  # calls without it to come, and when there are enough
-        # the first look may have seen code compiled, or read from the cache
-        self._until_look = self.LOOK // 10
+        # calls without it to come, and when there are enough; of the first two, one may have been
+        # compiled or read from the cache
+        self._due, self._until = self.CALLS, float("inf")
+        self._until_look = self.LOOK
 
     def pays(self) -> bool:
         """Whether the next call is one for the team."""

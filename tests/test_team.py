@@ -265,20 +265,22 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch):
     calls = Calls(monkeypatch)
-    assert calls.run(2, team=0.1) == [2]  # one call without, which may have been compiled
+    assert not calls.call(team=0.1, without=900.0)  # it was compiled
+    assert not calls.call(team=0.1, without=1.0)
+    assert calls.call(team=0.1, without=1.0)
     return calls
 
 
 def test_a_team_that_pays_is_left_now_and_then_to_look_what_calls_take_without(calls):
     Record = teams.Record
     got = calls.run(4 * Record.LOOK, team=0.9)
-    assert got[:4] == [1, Record.LOOK // 10, Record.CALLS, 1 + Record.LOOK]
+    assert got[:4] == [1, Record.LOOK, Record.CALLS, 1 + Record.LOOK]
 
 
 def test_one_long_call_is_enough_to_look(calls):
     Record = teams.Record
     got = calls.run(4 * Record.LOOK, team=0.9, steps=int(1001 * Record.BRIEFLY))
-    assert got[:4] == [1, Record.LOOK // 10, 1, 1 + Record.LOOK]
+    assert got[:4] == [1, Record.LOOK, 1, 1 + Record.LOOK]
 
 
 def test_the_more_often_a_team_is_slow_the_longer_it_is_done_without(calls):
