@@ -194,7 +194,7 @@ class Source(NamedTuple):
 
 
 def sharers(case: Case, threads: int) -> int:
-    """Threads that take part in a step: one for each sequence, or a team, see `layers`."""
+    """Threads that take part in a step: one for each sequence, or a team, see `teams`."""
     dtype = np.dtype(case.dtype)
     members = members_by_units(threads, case.B, case.weights, padded(case.H, dtype), dtype)
     return members or min(threads, case.B)

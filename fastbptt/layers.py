@@ -14,9 +14,9 @@ from .kernels.memory import Pieces, aligned, bring_back, pieces, taken
 from .kernels.panels import GRADIENT_ROWS, gradient_scratch
 from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
-from .kernels.team import Team
+from .kernels.team import ALONE, Team
 from .sequences import Sequences
-from .teams import Record, members_by_units, record, together
+from .teams import members_by_units, record, together
 from .threads import available, share
 from .weights import Layer, Sizes
 
@@ -127,18 +127,16 @@ class LayerPass:
 
         self._steps = _chunk_steps(N, sizes.wide, dtype)
 
-        def run(
-            t0: int, t1: int, b0: int, b1: int, members: int = 1, known: Record | None = None
-        ) -> None:
+        def run(t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
             chunk = _chunk(max(1, CHUNK_ROWS // (b1 - b0)) * N, sizes.wide, dtype)
             working = [a] if kept else taken(chunk)
-            halves = self._halves(layer, members)
+            halves = self._halves(layer) if members == 2 else _none(sizes.wide, dtype)
             memory, span = Memory(x, h, c, working[0], kept, halves), (t0, t1, b0, b1)
 
             def work(_: int, team: Team) -> None:
                 forward(cell, tuple(memory), starts, span, tuple(team))
 
-            together(work, members, known, t1 - t0)
+            together(work, members, by_units=True)
             if not kept:
                 bring_back(chunk, working)
 
@@ -150,13 +148,13 @@ class LayerPass:
             members = self._unit_members(layer, threads, N)
             if threads == 1 and N:
                 run(t0, t1, 0, N)
-            elif not members:
-                share(partial(run, t0, t1), sequences.lengths, cost)
-            elif (known := record(sizes, N, members, (t1 - t0).bit_length(), False)).pays():
-                run(t0, t1, 0, N, members, known)
+                continue
+            by_sequences = partial(share, partial(run, t0, t1), sequences.lengths, cost)
+            if members:
+                known = record(sizes, N, members, (t1 - t0).bit_length(), False)
+                known.call(partial(run, t0, t1, 0, N, members), by_sequences, t1 - t0)
             else:
-                by_sequences = partial(share, partial(run, t0, t1), sequences.lengths, cost)
-                known.without(by_sequences, t1 - t0)
+                by_sequences()
         self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
         self.x, self._a, self._kept = x, a, kept
         if keep and Hp > layer.hidden_size:
@@ -180,12 +178,12 @@ class LayerPass:
         return members_by_units(threads, N, W_bytes, layer.sizes.Hp, layer.dtype, meetings)
 
     @staticmethod
-    def _halves(layer: Layer, members: int) -> np.ndarray:
-        """`Memory.halves`: with rows if a team shares the units and they are worth it."""
+    def _halves(layer: Layer) -> np.ndarray:
+        """`Memory.halves` of two members that share the units: with rows if they are worth it."""
         slots, sizes = layer.design.slots, layer.sizes
         panels = 2 * VECTORS * lanes(layer.dtype)  # of equal parts, each with whole panels
         own = layer.cell.w_hh.nbytes // 2
-        in_halves = members == 2 and slots.gate == slots.first and layer.hidden_size % panels == 0
+        in_halves = slots.gate == slots.first and layer.hidden_size % panels == 0
         if not in_halves or not any(own in some for some in _HALVES):
             return _none(sizes.wide, layer.dtype)
         halves = aligned((3, sizes.wide), layer.dtype)
@@ -252,15 +250,16 @@ class LayerPass:
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
             span = (t0, t1, steps)
-            turn, cost = partial(work, span), self._cost(layer, sequences, t0, t1)
-            several = available(cost) > 1
-            others = partial(together, turn, by_sequences if several else 1)
-            if not (members and several):
-                others()
-            elif (known := record(sizes, N, members, (t1 - t0).bit_length(), True)).pays():
-                together(turn, members, known, t1 - t0)
+            if threads == 1 or available(self._cost(layer, sequences, t0, t1)) == 1:
+                work(span, 0, ALONE)
+                continue
+            turn = partial(work, span)
+            if members:
+                known = record(sizes, N, members, (t1 - t0).bit_length(), True)
+                by_units = partial(together, turn, members, by_units=True)
+                known.call(by_units, partial(together, turn, by_sequences), t1 - t0)
             else:
-                known.without(others, t1 - t0)
+                together(turn, by_sequences)
         d_begun = [sequences.begun(part, H) for part in (dh, dc)[:parts]]
         bring_back(needed, working)
         parameters = layer.parameter_gradients(dw_ih, dw_hh, db)

@@ -60,13 +60,23 @@ class Record:
         """Whether the next call is one for the team."""
         return self._due == 0
 
-    def team_took(self, seconds: float, steps: int) -> None:
-        """A call of the team has ended."""
+    def call(self, by_units: Callable[[], None], without: Callable[[], None], steps: int) -> None:
+        """One of the two, of so many steps: with the team or without it."""
+        pays, start = self.pays(), time.perf_counter()
+        (by_units if pays else without)()
+        now = time.perf_counter()
+        if pays:
+            self._team_took((now - start) / steps)
+        else:
+            self._each = min(self._each, (now - start) / steps)
+            self._due, self._awake = 0 if now >= self._until else self._due - 1, False
+
+    def _team_took(self, each: float) -> None:
         if not self._awake:  # the first after calls without: the other members were asleep
             self._awake = True
             return
         self._until_look -= 1
-        self._slow = self._slow + 1 if seconds > self._each * steps else 0
+        self._slow = self._slow + 1 if each > self._each else 0
         if self._slow >= 2:
             self._go_without(self.CALLS << min(self._slow - 2, self.DOUBLINGS), self.SECONDS)
         elif self._until_look <= 0:
@@ -76,14 +86,6 @@ class Record:
         self._due, self._until = calls, time.perf_counter() + seconds
         self._each, self._until_look = float("inf"), self.LOOK
 
-    def without(self, work: Callable[[], None], steps: int) -> None:
-        """work(), without the team."""
-        start = time.perf_counter()
-        work()
-        now = time.perf_counter()
-        self._each = min(self._each, (now - start) / steps)
-        self._due, self._awake = 0 if now >= self._until else max(0, self._due - 1), False
-
 
 @lru_cache(maxsize=256)
 def record(sizes: Sizes, N: int, members: int, steps: int, backward: bool) -> Record:
@@ -91,20 +93,12 @@ def record(sizes: Sizes, N: int, members: int, steps: int, backward: bool) -> Re
     return Record()
 
 
-def together(
-    work: Callable[[int, Team], None], members: int, by_units: Record | None = None, steps: int = 0
-) -> None:
-    """Call work(i, team) for each member of a team, side by side.
-
-    They share the units, in a call of so many `steps`, if there is a record of that.
-    """
+def together(work: Callable[[int, Team], None], members: int, by_units: bool = False) -> None:
+    """Call work(i, team) for each member of a team, side by side."""
     if members == 1:
         work(0, ALONE)
         return
-    common, shared = board(members), by_units is not None
-    works = [partial(work, i, Team(common, i == 0, shared)) for i in range(members)]
-    start = time.perf_counter()
+    common = board(members)
+    works = [partial(work, i, Team(common, i == 0, by_units)) for i in range(members)]
     # Ctrl-C may come while the leader's kernel is compiled, and the others wait for it
     side_by_side(works, partial(close, common))
-    if by_units:
-        by_units.team_took(time.perf_counter() - start, steps)

@@ -4,6 +4,7 @@ import itertools
 import os
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -217,18 +218,17 @@ def test_what_is_gated_needs_twice_as_much_of_W_for_each_member(monkeypatch):
     assert [layers.LayerPass._unit_members(layer, 2, 1) for layer in (one, two)] == [2, 0]
 
 
-def test_halves_are_for_two_members_and_whole_panels(monkeypatch):
+def test_halves_are_of_whole_panels_and_of_cells_without_a_gated_state(monkeypatch):
     panels = 2 * VECTORS * lanes(np.float32)
 
-    def rows(net, members=2):
-        return len(layers.LayerPass._halves(net.weights.layers[0], members))
+    def rows(net):
+        return len(layers.LayerPass._halves(net.weights.layers[0]))
 
     nets = [fb.LSTM(4, H) for H in (panels, panels + 1, panels + VECTORS * lanes(np.float32))]
     for worth, expected in ((range(1 << 30), [3, 0, 0]), (range(0), [0, 0, 0])):
         monkeypatch.setattr(layers, "_HALVES", (range(0), worth))
         assert [rows(net) for net in nets] == expected
     monkeypatch.setattr(layers, "_HALVES", (range(1 << 30),))
-    assert rows(nets[0], 1) == rows(nets[0], 3) == 0
     assert rows(fb.GRU(4, panels)) == 3
     assert rows(fb.GRU(4, panels, reset_after=False)) == 0
 
@@ -249,11 +249,8 @@ class Calls:
     def call(self, team, without, steps=1):
         """The next call; whether it was the team's."""
         pays = self.record.pays()
-        if pays:
-            self.take(team * steps)
-            self.record.team_took(team / 1000 * steps, steps)
-        else:
-            self.record.without(lambda: self.take(without * steps), steps)
+        took = [partial(self.take, each * steps) for each in (team, without)]
+        self.record.call(*took, steps)
         return pays
 
     def run(self, n, team, without=1.0, steps=1):
@@ -324,17 +321,15 @@ def test_calls_are_compared_by_the_step(calls):
     assert all(calls.call(team=0.9, without=1.0, steps=steps) for steps in (1, 2, 3, 2, 1))
 
 
-def test_a_call_that_raises_says_nothing_of_the_team(monkeypatch, calls):
-    monkeypatch.setattr(teams, "side_by_side", lambda works, ended: works[0]())
-
-    def work(i, given):
+def test_a_call_that_raises_says_nothing_of_the_team(calls):
+    def interrupted():
         calls.take(5000)
         raise KeyboardInterrupt
 
     calls.run(10, team=0.9)
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
-            teams.together(work, 2, calls.record, 1)
+            calls.record.call(interrupted, interrupted, 1)
     assert calls.record.pays()
 
 
@@ -356,7 +351,7 @@ def test_a_long_backward_pass_leaves_a_team_that_is_slow(monkeypatch, shared, B,
     monkeypatch.setattr(layers, "_CALL", 1)
     took = []
     monkeypatch.setattr(teams.Record, "pays", lambda self: len(took) < pays)
-    monkeypatch.setattr(teams.Record, "team_took", lambda self, *given: took.append(given))
+    monkeypatch.setattr(teams.Record, "_team_took", lambda self, each: took.append(each))
     fb.set_num_threads(2)
     again = trace.backward(dy)
     assert len(took) == teams_of
