@@ -307,11 +307,19 @@ def test_one_slow_call_does_not_end_a_team(calls):
         assert calls.call(team=0.9, without=1.0)
 
 
-def test_a_look_takes_the_shorter_call(calls):
-    while calls.call(team=0.9, without=4.0):
+@pytest.mark.parametrize(("one", "other"), [(1.0, 4.0), (4.0, 1.0)])
+def test_a_look_takes_the_shorter_call(calls, one, other):
+    while calls.call(team=0.9, without=one):
         pass
-    assert not calls.call(team=1.1, without=1.0)
+    assert not calls.call(team=1.1, without=other)
     assert [calls.call(team=1.1, without=1.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_look_forgets_what_calls_took_before(calls):
+    while calls.call(team=0.9, without=2.0):
+        pass
+    assert not calls.call(team=1.1, without=2.0)
+    assert all(calls.call(team=1.9, without=2.0) for _ in range(9))
 
 
 def test_calls_are_compared_by_the_step(calls):
