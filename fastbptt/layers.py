@@ -10,7 +10,7 @@ import numpy as np
 from . import checks
 from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
-from .kernels.memory import Pieces, aligned, bring_back, pieces, taken
+from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
 from .kernels.panels import GRADIENT_ROWS, gradient_scratch
 from .kernels.simd import VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
@@ -37,6 +37,7 @@ _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 _HALVES = (range(1, (32 << 10) + 1), range(192 << 10, 640 << 10))
 
 
+@lru_cache
 def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
     bytes_a_step = max(N, 1) * width * dtype.itemsize
@@ -116,13 +117,13 @@ class LayerPass:
         design, dtype, sizes = layer.design, layer.dtype, layer.sizes
         N, S, T, Hp = sequences.N, sequences.S, sequences.longest, sizes.Hp
         kept = keep and bool(design.kept)
-        h, c, a = aligned((N + S, Hp), dtype), _none(Hp, dtype), _none(sizes.wide, dtype)
+        h, c, a = rows_of_call((N + S, Hp), dtype), _none(Hp, dtype), _none(sizes.wide, dtype)
         sequences.begin(state[0], h[:N])
         if design.has_c:
-            c = aligned((N + S if kept else 2 * N, Hp), dtype)
+            c = rows_of_call((N + S if kept else 2 * N, Hp), dtype)
             sequences.begin(state[1], c[:N])
         if kept:
-            a = aligned((S, sizes.wide), dtype)
+            a = rows_of_call((S, sizes.wide), dtype)
         x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
 
         self._steps = _chunk_steps(N, sizes.wide, dtype)
@@ -231,11 +232,11 @@ class LayerPass:
         sequences.ended(d_state[0], dh, dy)
         if parts == 2:
             sequences.ended(d_state[1], dc)
-        dx = aligned((S, sizes.Ip), dtype) if input_gradient else _none(sizes.Ip, dtype)
+        dx = rows_of_call((S if input_gradient else 0, sizes.Ip), dtype)
         step_h = step_c = _none(sizes.Hp, dtype)
         if per_step:
-            step_h = aligned((S, sizes.Hp), dtype)
-            step_c = aligned((S, sizes.Hp), dtype) if parts == 2 else step_c
+            step_h = rows_of_call((S, sizes.Hp), dtype)
+            step_c = rows_of_call((S, sizes.Hp), dtype) if parts == 2 else step_c
         d = Adjoints(checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
 
         dw_ih, dw_hh, db = pieces(sizes.gradients, zeros=True)

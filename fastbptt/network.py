@@ -209,8 +209,7 @@ class Network:
             For another dtype or shape.  NaN and Inf propagate.
         """
         trace = self._run(x, state, lengths, reset, keep=False)
-        trace.output.flags.writeable = True  # the trace goes, nobody else reads it
-        return trace.output, trace.state
+        return trace.output, trace.last_state()
 
     @overload
     def trace(

@@ -100,7 +100,8 @@ class Trace:
             return LayerPass(weights.layers[n], rows, sequences[n % D], _of(state, n), keep)
 
         self._run(x, pass_of)
-        self.output = checks.read_only(layout.as_given(self._side_by_side(self._passes[-D:])))
+        output = layout.as_given(self._side_by_side(self._passes[-D:]))
+        self.output = checks.read_only(output) if keep else output
 
     def _run(self, x: np.ndarray, pass_of: Callable[[int, np.ndarray], LayerPass]) -> None:
         """Make all passes, by pass_of(n, rows of what it reads)."""
@@ -118,6 +119,10 @@ class Trace:
     @functools.cached_property
     def state(self) -> Any:
         """See the class; made when first asked for."""
+        return self.last_state()
+
+    def last_state(self) -> Any:
+        """The `state`, anew."""
         return self._state([one.end() for one in self._passes])
 
     def _state(self, rows: list[list[np.ndarray]]) -> Any:

@@ -69,6 +69,15 @@ def test_memory_begins_on_a_line_and_is_given_back():
     assert set(memory._used) <= others
 
 
+def test_rows_of_a_long_call_begin_on_a_line():
+    for shape, dtype in (((1024, 1), np.float32), ((3, 256), np.float64)):
+        rows = memory.rows_of_call(shape, np.dtype(dtype))
+        assert rows.ctypes.data % 64 == 0
+        assert (rows.shape, rows.dtype) == (shape, dtype)
+    few = [memory.rows_of_call((2, 5), np.dtype(np.float64)) for _ in range(20)]
+    assert {(rows.shape, rows.dtype) for rows in few} == {((2, 5), np.dtype(np.float64))}
+
+
 def test_no_more_is_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(memory, "_MOST_IDLE", 1 << 20)
     arrays = [memory.aligned((1 << 16,), np.float32) for _ in range(9)]  # of 256 KB

@@ -233,6 +233,20 @@ def test_a_trace_keeps_its_weights_and_its_outputs():
     net(arrays["x"])[0][0] = 0  # what the call returns is the caller's
 
 
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "MGU"])
+def test_what_a_call_returns_is_the_caller_s(kind):
+    net = getattr(fb, kind)(3, 5, rng=0)
+    x = np.ones((7, 2, 3), np.float32)
+    output, state = net(x)
+    h = state[0] if isinstance(state, tuple) else state
+    before = h.copy()
+    output[:] = 0
+    np.testing.assert_array_equal(h, before)
+    h[:] = 0
+    again, _ = net(x)
+    np.testing.assert_array_equal(again[-1], before[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_inf_propagate_from_their_step_and_row_on(dtype):
     net, arrays = small(dtype)
