@@ -47,6 +47,18 @@ def test_curves_against_the_explicit_products(N, T, dtype, seed):
     assert_allclose(fb.growth_to(chain, cotangent=u).estimate, by_lag, atol=near)
 
 
+@pytest.mark.parametrize("way", ["from", "to"])
+@pytest.mark.parametrize(("dtype", "near"), [(np.float32, 1e-4), (np.float64, 1e-11)])
+@pytest.mark.parametrize("N", [24, 40])
+def test_curves_of_matrices_far_from_normal(N, dtype, near, way):
+    """All directions grow alike, and still the frame of the whole space loses some."""
+    J = np.stack([0.9 * np.eye(N) + 0.5 * np.eye(N, k=1)] * 130).astype(dtype)
+    grow = fb.growth_from if way == "from" else fb.growth_to
+    curve = grow(fb.MatrixChain(J), probes=N)
+    exact = [0.0, *reference.curve_of_log_norms(J.astype(float))]
+    assert_allclose(curve.lower, exact, atol=near)
+
+
 def overflowing():
     """Chains whose third product has no number, by an infinite factor or by their own size."""
     J = np.stack([np.eye(16)] * 5)

@@ -39,7 +39,7 @@ def settled(frame):
     """The orthonormal rows, R, and what `settle` says."""
     k = len(frame)
     Q, R = frame.copy(), np.full((k, k), np.nan)
-    said = frames.settle(Q, R, np.zeros(k, np.int64), np.empty_like(frame[0]))
+    said = frames.settle(Q, R, np.zeros(k, np.int64), np.empty_like(frame[0]), np.empty(k))
     return Q, R, said
 
 
@@ -78,6 +78,24 @@ def test_a_row_in_the_span_of_others_becomes_zero(dtype, N):
     assert_allclose(
         np.linalg.norm(Q[[0, 2]].astype(float), axis=1), 1, rtol=tolerance(dtype, 0, N)[0]
     )
+
+
+@given(k=st.integers(1, 12), seed=st.integers(0, 10**6), rate=st.floats(0, 3))
+@settings(deadline=None, max_examples=100)
+def test_how_far_rows_are_from_orthogonal(k, seed, rate):
+    """Within a factor of what it estimates, also where all R_ii are alike."""
+    rng = np.random.default_rng(seed)
+    for R in (
+        np.triu(rng.normal(size=(k, k))) + np.diag(np.exp(-rate * np.arange(k))),
+        np.linalg.matrix_power(0.9 * np.eye(k) + 0.5 * np.eye(k, k=1), 30),
+    ):
+        signs = np.sign(np.diagonal(R))
+        R = signs[:, None] * R  # a triangle has R_ii > 0
+        frame = np.zeros((k, k + 2))
+        frame[:, :k] = R.T
+        spread = settled(frame)[2][2]
+        condition = math.log(np.linalg.cond(R))
+        assert condition - 2 * math.log(k) - math.log(2) <= spread <= condition + math.log(k) + 1e-9
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

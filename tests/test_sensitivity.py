@@ -38,6 +38,14 @@ def test_sensitivity_by_finite_differences():
     assert got.weight_hh is None
 
 
+def test_sensitivity_is_that_of_the_largest_value():
+    """One start in twenty has so little of its vector that the usual delta takes another."""
+    J = np.random.default_rng(22).normal(size=(130, 24, 24)) / np.sqrt(24)
+    exact = reference.log_norm_of_product(J)
+    for rng in range(20):
+        assert_allclose(fb.sensitivity(fb.MatrixChain(J), rng=rng).log_norm, exact, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sensitivity_where_the_leading_direction_changes(dtype):
     """Each step is worth the entry on the leading path: d log sigma_1 / dJ is its inverse."""

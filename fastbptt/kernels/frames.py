@@ -131,12 +131,35 @@ def orthonormalise(frame, R, work):
         r[i * k + i] = norm * unscale
 
 
+@kernel(part=True)
+def log_condition(R, x):
+    """log of ||R|| ||R^-1||, R (k,k) upper triangular, or less, of the rows with R_ii > 0.
+
+    Cline, Moler, Stewart, Wilkinson 1979: R x = a vector of +-1 whose signs make x large, x (k,).
+    Of products far from normal it is large where all R_ii are alike.
+    """
+    k = R.shape[0]
+    most, far = 0.0, 0.0
+    for i in range(k - 1, -1, -1):
+        x[i] = 0.0
+        if R[i, i] > 0:
+            total = 0.0
+            for m in range(i, k):
+                if R[m, m] > 0:
+                    most = max(most, abs(R[i, m]))
+                    total += R[i, m] * x[m]
+            x[i] = -(total + math.copysign(1.0, total)) / R[i, i]
+            far = max(far, abs(x[i]))
+    return math.log(most) + math.log(far) if far > 0 else 0.0
+
+
 @kernel
-def settle(frame, R, e, work):
+def settle(frame, R, e, work, x):
     """`orthonormalise`, unless the frame is not finite, and how far its directions have grown.
 
-    Returns (finite, most, spread, largest) in nats: |log R_ii| at most, of the directions that grew
-    by a finite factor the range of log R_ii and |log R_ii| at most; of those with e > EMPTY.
+    Returns (finite, most, spread, largest) in nats: |log R_ii| at most; `log_condition`; |log R_ii|
+    at most of the directions that grew by a finite factor; of those with e > EMPTY.  x (k,) is
+    work space.
     """
     k, N = frame.shape
     nothing = frame.dtype.type(0)
@@ -146,6 +169,7 @@ def settle(frame, R, e, work):
     if nothing != 0:
         return False, 0.0, 0.0, 0.0
     orthonormalise(frame, R, work)
+    spread = log_condition(R, x)
     most, low, high = 0.0, math.inf, -math.inf
     for i in range(k):
         if e[i] > EMPTY:
@@ -155,7 +179,7 @@ def settle(frame, R, e, work):
                 low, high = min(low, growth), max(high, growth)
     if high < low:
         return True, most, 0.0, 0.0
-    return True, most, high - low, max(abs(low), abs(high))
+    return True, most, spread, max(abs(low), abs(high))
 
 
 @kernel

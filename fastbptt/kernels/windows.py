@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frames import EMPTY
+from .frames import EMPTY, log_condition
 from .jit import kernel
 from .small import AT_ONCE, copy, inverse, largest_two, multiply, norm, solve, times, triangle
 
@@ -117,51 +117,70 @@ def _history_norms(G, shifts, U, e, R0, out, work, zeros):
         out[t, 1] = math.log(first) + nats + up * math.log(2.0) if first != 0 else -math.inf
 
 
-@kernel(allocates=True)
-def forward_factors(A, R, R_inverse):
-    """R[i] <- the triangle with R'R = A[i] A[i]', of A (n,k,N).
+@kernel(part=True)
+def _factor(A, R, far, frame, G, x):
+    """R <- the triangle with R'R = A A', of A (k,N), NaN where it is too far from orthogonal.
 
-    R_inverse[0] <- the identity, of the orthonormal frame before A[0]; R_inverse[i + 1] <- R[i]^-1
-    of all but the last.
+    frame (columns,N), zeros at first, G (k,columns) and x (k,) are work space.
+    """
+    k = R.shape[0]
+    _widen(A, frame)
+    _squares(frame, G)
+    triangle(G, R)
+    if log_condition(R, x) > far:  # then what is small in R is the rounding of G
+        for i in range(k):
+            for j in range(k):
+                R[i, j] = math.nan
+
+
+@kernel(allocates=True)
+def forward_factors(A, far, last, R, R_inverse):
+    """R[i] <- the triangle with R'R = A[i] A[i]', of A (n,k,N), the last as it is given.
+
+    NaN where `log_condition` is beyond `far`.  R_inverse[0] <- the identity, of the orthonormal
+    frame before A[0]; R_inverse[i + 1] <- R[i]^-1 of all but the last.
     """
     k, wide = R.shape[1:]
-    _forward_factors(A, R, R_inverse, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
+    frame, work = np.zeros((wide, A.shape[2])), np.zeros((2, k, wide))
+    _forward_factors(A, far, last, R, R_inverse, frame, work, np.zeros(k))
 
 
 @kernel(part=True)
-def _forward_factors(A, R, R_inverse, frame, work):
-    """`forward_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
+def _forward_factors(A, far, last, R, R_inverse, frame, work, x):
+    """`forward_factors`; frame (columns,N), work (2,k,columns) and x (k,), all zeros."""
     n, k, _ = R.shape
     G, triangular = work[0], work[1]
     for j in range(k):
         triangular[j, j] = 1
     for i in range(n):
         inverse(triangular, R_inverse[i])
-        _widen(A[i], frame)
-        _squares(frame, G)
-        triangle(G, triangular)
-        copy(triangular, R[i])
+        if i < n - 1:
+            _factor(A[i], triangular, far, frame, G, x)
+            copy(triangular, R[i])
+    for i in range(k):
+        for j in range(k):
+            R[n - 1, i, j] = last[i, j]
 
 
 @kernel(allocates=True)
-def reverse_factors(A, R_transposed):
-    """R_transposed[-1 - i] <- R' of the triangle with R'R = A[i] A[i]', of A (n,k,N)."""
+def reverse_factors(A, far, last, R_transposed):
+    """R_transposed[-1 - i] <- R' of what `forward_factors` finds, of A (n,k,N)."""
     k, wide = R_transposed.shape[1:]
-    _reverse_factors(A, R_transposed, np.zeros((wide, A.shape[2])), np.zeros((2, k, wide)))
+    frame, work = np.zeros((wide, A.shape[2])), np.zeros((2, k, wide))
+    _reverse_factors(A, far, last, R_transposed, frame, work, np.zeros(k))
 
 
 @kernel(part=True)
-def _reverse_factors(A, R_transposed, frame, work):
-    """`reverse_factors`; frame (columns,N) and work (2,k,columns), all zeros."""
+def _reverse_factors(A, far, last, R_transposed, frame, work, x):
+    """`reverse_factors`; frame (columns,N), work (2,k,columns) and x (k,), all zeros."""
     n, k, _ = R_transposed.shape
     G, R = work[0], work[1]
     for i in range(n):
-        _widen(A[i], frame)
-        _squares(frame, G)
-        triangle(G, R)
+        if i < n - 1:
+            _factor(A[i], R, far, frame, G, x)
         for j in range(k):
             for m in range(k):
-                R_transposed[n - 1 - i, j, m] = R[m, j]
+                R_transposed[n - 1 - i, j, m] = R[m, j] if i < n - 1 else last[m, j]
 
 
 @kernel(allocates=True)
@@ -202,9 +221,10 @@ class Windows(NamedTuple):
 
 @kernel(allocates=True)
 def window_norms(w, lag, s0, out):
-    """out (n,2) <- log norms of the windows (s, s+lag), s = s0 on: on the frame, and of all of P.
+    """out (n,3) <- log norms of the windows (s, s+lag), s = s0 on: on the frame, and of all of P.
 
-    The product of the D between is kept as a queue of two stacks (Tangwongsan, Hirzel, Schneider).
+    And log of ||A|| ||B|| / ||A B||, A and B the two stacks of the queue that the product of the D
+    between is kept as (Tangwongsan, Hirzel, Schneider): by so much more than 1 rounding counts.
     """
     k, wide = w.R_v.shape[1:]
     count = w.stretch[s0 + out.shape[0] - 1 + lag, 0] - w.stretch[s0, 1] + 2
@@ -228,7 +248,7 @@ def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
     )
     for i in range(identity.shape[0]):
         identity[i, i] = front[i, i] = 1
-    between, moved, front_exponent = 0, True, 0
+    between, moved, front_exponent, lost = 0, True, 0, 0.0
     # `back` holds products for beginnings head .. bound, from `origin` on; w.D[tail] is next
     bound = head = tail = origin = w.stretch[s0, 1]
     copy(identity, back[0])
@@ -256,6 +276,7 @@ def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
         if moved:
             up = multiply(front, back[head - origin], zeros, joint)
             between = up + exponents[head - origin] + front_exponent
+            lost = -up * math.log(2.0)
             moved = False
         nats = between + multiply(w.R_v[t], joint, zeros, middle)
         up = multiply(middle, w.ends[s], zeros, A)
@@ -264,3 +285,4 @@ def _window_norms(w, lag, s0, out, back, exponents, work, zeros):
         times(middle, w.R_v_inverse[s], zeros, A)
         first = norm(A, zeros, scratch, 3)  # any vector gives a lower bound
         out[i, 0] = nats * math.log(2.0) + math.log(first) if first != 0 else -math.inf
+        out[i, 2] = lost

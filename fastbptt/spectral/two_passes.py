@@ -12,8 +12,12 @@ from ..kernels.memory import aligned
 from ..kernels.small import columns
 from ..kernels.windows import Windows, forward_factors, meet, reverse_factors, window_norms
 from ..threads import both, share
-from .products import Carried, Stretch, carry, orthonormal
+from .products import TOO_FAR, Carried, Stretch, carry, orthonormal
 
+# By how much frames may come apart (`carry`): their factors are found from squares, of which
+# float64's rounding leaves 1e-6 of the smallest direction then, float32's 2e-5.  Where a state on
+# the way goes further windows have no norms here.
+_APART = {4: 0.25, 8: 0.2}
 _WINDOW_COST = 1e5  # of a window, in multiply-adds of the products
 _TOGETHER = 4096  # windows of one queue of products, whatever thread has them: the same bits
 
@@ -84,7 +88,8 @@ class TwoPasses:
         self.whole = True
 
         def some(way: int, start: int, stop: int, watch: Any) -> None:
-            carried = carry(chain, start, stop, frames[way], watch, history=True)
+            apart = _APART[chain.dtype.itemsize]
+            carried = carry(chain, start, stop, frames[way], watch, True, apart)
             frames[way] = carried.frame
             if not _whole(carried):
                 self.whole = False  # whatever the other thread finds
@@ -131,15 +136,21 @@ class TwoPasses:
         """Keep the factors of every state of a stretch, and of the stretch all but its history."""
         history = np.ascontiguousarray(part.history, part.before.dtype)
         s, t = sorted((part.start, part.stop))
+        info = np.finfo(part.before.dtype)
+        far = TOO_FAR * _APART[part.before.itemsize] * -math.log(float(info.eps))
         if part.start < part.stop:
-            forward_factors(history, self._R_v[s + 1 : t + 1], self._R_v_inverse[s:t])
+            R, R_inverse = self._R_v[s + 1 : t + 1], self._R_v_inverse[s:t]
+            forward_factors(history, far, part.R, R, R_inverse)
         else:
-            reverse_factors(history, self._ends[s:t])
+            reverse_factors(history, far, part.R, self._ends[s:t])
         stretches.append(part._replace(history=None))
 
     def norms(self, lag: int) -> np.ndarray:
-        """(T+1-lag,2): log norms of the windows on the forward frame, and of all of P."""
-        out = np.empty((len(self._R_v) - lag, 2))
+        """(T+1-lag,3): log norms of the windows on the forward frame and of all of P, and `lost`.
+
+        Where exp of that, times eps, is not far below 1 (`window_norms`), the norms are rounding.
+        """
+        out = np.empty((len(self._R_v) - lag, 3))
         matrices = Windows(
             self._R_v, self._R_v_inverse, self._ends, self._D, self._shifts, self._stretch
         )

@@ -17,6 +17,7 @@ from .two_passes import TwoPasses
 _SAMPLE = 16  # windows checked one by one
 _GROSS = 0.1  # nats: a window that is as wrong is no matter of chance,
 _SHORT = 1.0  # and as far above what two half-sweeps find, worth a look
+_ROUNDED = 1e-4  # nats: windows that rounding may have moved by more are looked at
 _FEW = 0.1  # of all windows: more are not mended but all of them solved by sweeps
 
 
@@ -110,7 +111,7 @@ def growth_window(
         exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
         own, side by side.  "auto": frames from the lag on where the rates of the frame promise
         0.01 nats for the common window, if none of those drawn at random is more than 0.1 nats
-        off, else sweeps.  Of frames every
+        off and rounding has left most as they were, else sweeps.  Of frames every
         lag-th window is tried by two half-sweeps; around those that are wrong by more than 0.1 nats
         all windows are solved by sweeps.  Whatever is asked for, a chain with NaN or whose
         product loses so much rank that a frame cannot follow is solved by sweeps.
@@ -235,8 +236,8 @@ def _windows(
     for lag in lags:
         curve = None
         if frames is not None and (method == "frames" or lag >= frames.gap_steps(TOL)):
-            curve = _by_frames(chain, frames, k, lag, delta, rng)
-            if method == "auto" and not curve.worst_error <= _GROSS:
+            curve, sure = _by_frames(chain, frames, k, lag, delta, rng)
+            if method == "auto" and not (sure and curve.worst_error <= _GROSS):
                 curve = None
         curves.append(curve or _by_sweeps(chain, lag, delta, rng))
     return curves
@@ -281,24 +282,29 @@ def _solved(
 
 def _by_frames(
     chain: Chain, frames: TwoPasses, k: int, lag: int, delta: float, rng: np.random.Generator
-) -> Curve:
+) -> tuple[Curve, bool]:
     """Windows on two passes, those mended that two half-sweeps of every lag-th show to be wrong.
 
     What a frame has lost, such as a burst in a subspace of its own, none of its windows shows.
+    And whether rounding has left most of them as they were.
     """
     firsts = np.arange(len(chain) + 1 - lag)
-    lower, estimate = frames.norms(lag).T
+    lower, estimate, lost = frames.norms(lag).T
     lower, estimate = lower.copy(), estimate.copy()
     chosen = np.sort(rng.choice(len(firsts), min(_SAMPLE, len(firsts)), replace=False))
     upper_known = np.full(len(firsts), -math.inf)
     every = firsts[::lag]
     short = Sweeps(chain, lag, 0.0, delta, rng, 2).norms(every)[:, 0]
     doubtful = every[~((short <= estimate[every] + _GROSS) & (estimate[every] <= short + _SHORT))]
-    exact = _solved(chain, lag, doubtful, delta, rng)[1]
+    rounded = np.flatnonzero(lost > math.log(_ROUNDED / float(np.finfo(chain.dtype).eps)))
+    thinned = rounded[np.unique(rounded // max(1, lag // 4), return_index=True)[1]]
+    doubtful = np.union1d(doubtful, thinned)
+    _, exact, above = _solved(chain, lag, doubtful, delta, rng)
     bad = ~(_apart(estimate[doubtful], exact) <= _GROSS)
     wrong = doubtful[bad]
     none = ~np.isfinite(estimate) | ~np.isfinite(lower)
     again = none.copy()
+    again[rounded] = True
     for s in wrong.tolist():
         again[max(0, s - lag + 1) : s + lag] = True
     many = again.sum() > _FEW * len(firsts)
@@ -313,7 +319,9 @@ def _by_frames(
     if many:
         error = max(error, float(_apart(estimate[wrong], exact[bad]).max(initial=0.0)))
     with np.errstate(invalid="ignore"):
-        slip = np.nan_to_num(lower[chosen] - high, nan=0.0, neginf=0.0).max()
+        known = (lower[doubtful] - above)[~bad | many]
+        beyond = np.concatenate([lower[chosen] - high, known])
+        slip = np.nan_to_num(beyond, nan=0.0, neginf=0.0, posinf=0.0).max()
     lower = lower - max(0.0, float(slip))  # of rounding
     estimate = np.maximum(estimate, lower)
     note = (
@@ -323,8 +331,11 @@ def _by_frames(
     if upper_known.max() > -math.inf:
         note += f"; {len(mended)} windows solved by themselves"
     upper = np.maximum(estimate + error, upper_known)
+    sure = len(rounded) <= _FEW * len(firsts)
+    if not sure:
+        note += f"; rounding may have moved {len(rounded)} by more than {_ROUNDED:g}"
     fields = (firsts + lag, firsts, lower, estimate, upper, math.nan, note, error)
-    return curve_of(chain, 0.0, *fields)
+    return curve_of(chain, 0.0, *fields), sure
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
