@@ -19,7 +19,7 @@ _GATES = {1: "RNN", 2: "MGU", 3: "GRU", 4: "LSTM"}
 def plain(y: Any, name: str) -> Any:
     """A torch tensor's memory as an array; anything else as it is."""
     try:
-        for method in ("detach", "cpu", "numpy"):
+        for method in ("detach", "cpu", "resolve_neg", "numpy"):
             y = getattr(y, method)() if hasattr(y, method) else y
     except (TypeError, RuntimeError) as error:  # bfloat16, device meta, conjugate or sparse
         raise TypeError(

@@ -160,6 +160,31 @@ def test_dropout_between_layers(kind):
     close(ours(x)[0], theirs(x)[0])
 
 
+@pytest.mark.parametrize("lengths", [None, [12, 9, 5, 2], [5, 12, 2, 9]])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_draws_the_masks_of_torch_nn(kind, options, lengths):
+    """Of a PackedSequence for what is packed, not for the padding: losses and generator agree."""
+    seen = []
+    for module in twins(kind, 8, 16, 3, dropout=0.3, **options):
+        torch.manual_seed(1)
+        x = torch.randn((4, 12, 8) if module.batch_first else (12, 4, 8))
+        if lengths:
+            x = pack_padded_sequence(x, lengths, module.batch_first, enforce_sorted=False)
+        optimiser, losses = torch.optim.Adam(module.parameters(), 1e-2), []
+        for _ in range(4):
+            output = module(x)[0]
+            loss = (output.data if lengths else output).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        seen.append((losses, torch.rand(1)))
+    (theirs, wanted), (ours, drawn) = seen
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert torch.equal(drawn, wanted)
+
+
 @pytest.mark.parametrize("p", [0.5, 0.2])
 def test_dropout_scales_what_it_leaves(p):
     """A lower layer of ones and an upper one that hands them on: the output is the mask."""
@@ -180,6 +205,33 @@ def test_dropout_scales_what_it_leaves(p):
     assert (output[:, 0] != output[:, 1]).any()  # and sequence
     output.sum().backward()
     close(module.bias_ih_l0.grad, output.sum((0, 1)).detach())
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_that_only_their_negative_bit_makes_negative(kind, wanted):
+    """Input, states, weights and gradients may be imaginary parts of what is conjugated."""
+    parts = 1 + (kind == "LSTM")
+
+    def drawn(*shape):
+        y = torch.randn(*shape, dtype=torch.complex128).conj().imag
+        assert y.is_neg()
+        return y.requires_grad_(wanted)
+
+    seen = []
+    for module in twins(kind, 3, 5, 2, dtype=torch.float64):
+        torch.manual_seed(1)
+        module.weight_hh_l0 = torch.nn.Parameter(drawn(len(module.weight_hh_l0), 5).detach())
+        given, hx = drawn(6, 2, 3), [drawn(2, 2, 5) for _ in range(parts)]
+        output, state = module.requires_grad_(wanted)(given, tuple(hx) if parts == 2 else hx[0])
+        results = [output, *parts_of(state)]
+        if wanted:
+            torch.autograd.backward(results, [drawn(*y.shape).detach() for y in results])
+            results += [y.grad for y in (given, *hx, *module.parameters())]
+        seen.append(results)
+        assert fb.from_state_dict(module.state_dict()).dtype == np.float64
+    for one, other in zip(*seen, strict=True):
+        close(other, one)
 
 
 def test_without_gradients_nothing_is_kept():
@@ -204,6 +256,17 @@ def test_changes_of_the_weights_are_seen_however_they_come():
     close(ours(x)[0], theirs(x)[0])
     ours.double()
     assert ours(x.double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("change", [("mode", "RNN_RELU"), ("nonlinearity", "relu")])
+def test_a_nonlinearity_set_later_counts_as_in_torch_nn(change):
+    """By `mode`, which torch.nn reads, and not by `nonlinearity`."""
+    theirs, ours = twins("RNN", 3, 5)
+    x = torch.randn(6, 2, 3)
+    for module in (theirs, ours):
+        module(x)
+        setattr(module, *change)
+    close(ours(x)[0], theirs(x)[0])
 
 
 def test_changes_in_place_between_forward_and_backward_are_noticed():
@@ -290,6 +353,24 @@ def test_modules_that_cannot_be_computed_say_so():
         bridge.LSTM(4, 6)(x)
     with pytest.raises(RuntimeError, match="two hidden states, got 3"):
         bridge.LSTM(4, 6)(x, (torch.zeros(1, 2, 6),) * 3)
+
+
+@pytest.mark.parametrize(
+    ("odd", "others", "message"),
+    [
+        (("weight_hh_l0",), "float32", r"^weight_hh_l0: expected torch.float32 .* torch.float64; "),
+        (("weight_ih_l0",), "float64", r"^weight_ih_l0: expected torch.float64 .* torch.float32; "),
+        (("bias_ih_l0", "bias_hh_l1"), "float32", "^bias_ih_l0, bias_hh_l1: expected torch.float3"),
+    ],
+)
+@pytest.mark.parametrize("call", [lambda module: module(torch.ones(3, 2, 4)), bridge.from_module])
+def test_the_parameters_of_another_dtype_are_named(call, odd, others, message):
+    module = bridge.GRU(4, 6, 2, dtype=getattr(torch, others))
+    for name in odd:
+        y = getattr(module, name)
+        y.data = y.data.float() if others == "float64" else y.data.double()
+    with pytest.raises(TypeError, match=rf"{message}.*module\.float\(\) or module\.double\(\)"):
+        call(module)
 
 
 STATE = torch.zeros(1, 2, 6)
@@ -390,6 +471,13 @@ def test_accelerate_names_what_it_leaves_alone():
     with pytest.warns(UserWarning, match=r"0 \(proj_size=2.*1 \(weight_ih_l0 is of torch.float16"):
         bridge.accelerate(model)
     assert type(model[0]) is torch.nn.LSTM
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accelerate_names_cells(kind):
+    cell = getattr(torch.nn, kind + "Cell")
+    with pytest.warns(UserWarning, match=rf"alone 0 \({kind}Cell computes one step\)$"):
+        bridge.accelerate(torch.nn.Sequential(cell(3, 4), torch.nn.GRU(4, 5)))
 
 
 def test_accelerate_names_subclasses_but_for_its_own():

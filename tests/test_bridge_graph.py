@@ -180,3 +180,37 @@ def test_restore_names_what_it_leaves_alone():
     parametrize.remove_parametrizations(model[0], "weight_hh_l0")
     bridge.restore(model)
     assert type(model[0]) is torch.nn.GRU
+
+
+class Decoder(torch.nn.Module):
+    """Layers with and without a state, in a part of a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.ModuleList([torch.nn.LSTM(3, 4, 2), torch.nn.GRU(4, 5)])
+
+    def forward(self, x, h, c):
+        output, (h, c) = self.parts[0](x, (h, c))
+        output, _ = self.parts[1](torch.ones(6, 2, 4), hx=self.parts[1](output)[1])
+        return output, h
+
+
+def test_symbolic_traces_keep_the_layers_as_they_keep_those_of_torch_nn():
+    given = torch.randn(6, 2, 3), torch.randn(2, 2, 4), torch.randn(2, 2, 4)
+    calls = [str(node) for node in torch.fx.symbolic_trace(Decoder()).graph.nodes]
+    model = bridge.accelerate(Decoder())
+    traced, wanted = torch.fx.symbolic_trace(model), model(*given)
+    assert [str(node) for node in traced.graph.nodes] == calls
+    assert type(traced.get_submodule("parts.0")) is bridge.LSTM
+    assert all(map(torch.equal, traced(*given), wanted))
+
+
+def test_symbolic_traces_of_hooks_and_of_a_layer_itself_are_refused_in_words():
+    """A node would call hooks that are traced already; the layer is no module of its own graph."""
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        model = bridge.accelerate(torch.nn.Sequential(torch.nn.GRU(3, 4)))
+        getattr(model[0], register)(lambda *_: None)
+        with pytest.raises(NotImplementedError, match=r"torch\.fx.*restore\(model\)"):
+            torch.fx.symbolic_trace(model)
+    with pytest.raises(NotImplementedError, match=r"torch\.fx.*restore\(model\)"):
+        torch.fx.symbolic_trace(bridge.GRU(3, 4))

@@ -6,6 +6,7 @@ layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net
 `fb.diagnose`, traces and chains of Jacobians.
 """
 
+import collections
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -13,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import networks
 from ..loading import from_state_dict
 from ..network import Network
-from .torch_autograd import Layers, array, tensor, threads, under_functorch
+from .torch_autograd import INSTEAD, Layers, array, tensor, threads, transform_of
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -48,6 +48,18 @@ def _refusal_of(y: torch.Tensor) -> str | None:
     return None
 
 
+def _of_one_dtype(weights: Mapping[str, torch.Tensor]) -> None:
+    """Parameters of one dtype, or an error that names those unlike most."""
+    counts = collections.Counter(y.dtype for y in weights.values())
+    if len(counts) > 1:
+        (most, _), (other, _) = counts.most_common()
+        odd = ", ".join(name for name, y in weights.items() if y.dtype != most)
+        raise TypeError(
+            f"{odd}: expected {most} as the other parameters, got {other}; convert all by "
+            "module.float() or module.double()"
+        )
+
+
 def _states(hx: Any, pair: bool) -> tuple[torch.Tensor, ...]:
     """h_0, or of an LSTM's pair h_0 and c_0; none if there are none."""
     if pair and hx is not None and not isinstance(hx, (tuple, list)):
@@ -72,16 +84,20 @@ def _of_rank(states: tuple[torch.Tensor, ...], rank: int, which: str) -> None:
         )
 
 
-def _transform(*given: torch.Tensor) -> str | None:
-    """What follows tensors where we cannot: no tangents, or results recorded as constants."""
-    if under_functorch():
-        return "torch.func's transforms"
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return "torch.jit.trace and torch.export"
-    forward_mode = forward_ad._current_level >= 0
-    if forward_mode and any(forward_ad.unpack_dual(y).tangent is not None for y in given):
-        return "forward-mode derivatives"
-    return None
+def _node(module: torch.nn.RNNBase, x: Any, hx: Any) -> Any:
+    """The call as a node of the graph that torch.fx traces, as of torch.nn's layers, if it does."""
+    given = (x, *hx) if isinstance(hx, (tuple, list)) else (x, hx)
+    tracer: Any = next((y.tracer for y in given if isinstance(y, torch.fx.Proxy)), None)
+    if tracer is None:
+        return None
+    path = tracer.path_of_module(module)
+    # the node would call hooks whose traces are in the graph already
+    if not path or module._forward_pre_hooks or module._forward_hooks:
+        raise NotImplementedError(
+            "fastbptt: torch.fx's traces of a layer by itself or with hooks are not implemented; "
+            f"{INSTEAD}"
+        )
+    return tracer.create_proxy("call_module", path, (x, hx), {})
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -103,12 +119,13 @@ class _Recurrent(torch.nn.RNNBase):
         net = nets.get((first, last))
         options: dict[str, Any] = {"num_layers": last - first, "bias": self.bias}
         options |= {"bidirectional": self.bidirectional, "dtype": arrays["weight_hh_l0"].dtype}
-        if isinstance(self, torch.nn.RNN):
-            options["nonlinearity"] = self.nonlinearity
+        kind, _, nonlinearity = self.mode.partition("_")
+        if nonlinearity:  # not self.nonlinearity, which torch.nn does not read
+            options["nonlinearity"] = nonlinearity.lower()
         I = self.input_size if first == 0 else D * self.hidden_size
         if net is None or any(getattr(net, name) != y for name, y in options.items()):
-            kind = getattr(networks, self.mode.partition("_")[0])
-            net = nets[first, last] = kind(I, self.hidden_size, rng=0, **options)
+            make = getattr(networks, kind)
+            net = nets[first, last] = make(I, self.hidden_size, rng=0, **options)
         held = net.weights.arrays
         if not all(np.array_equal(held[name], y) for name, y in arrays.items()):
             net.load_state_dict(arrays)
@@ -141,8 +158,11 @@ class _Recurrent(torch.nn.RNNBase):
             For shapes and dtypes that do not fit, as torch.nn's.
         NotImplementedError
             For other devices than the CPU, other dtypes than float32 and float64, autocast,
-            torch.func, forward-mode derivatives, torch.jit.trace and torch.export.
+            torch.func, forward-mode derivatives, torch.jit.trace, torch.export, and torch.fx's
+            traces of a layer by itself or with hooks.
         """
+        if (node := _node(self, input, hx)) is not None:
+            return node
         packed = isinstance(input, PackedSequence)
         if not packed and not isinstance(input, torch.Tensor):
             got = type(input).__name__
@@ -156,13 +176,11 @@ class _Recurrent(torch.nn.RNNBase):
         data = input.data if packed else input
         # Read once: a parametrization may draw each anew, or count how often it is asked.
         weights = {name: getattr(self, name) for name in self._flat_weights_names}
-        if (what := _transform(data, *states, *weights.values())) is not None:
-            raise NotImplementedError(
-                f"fastbptt: {what} are not implemented; use torch.nn's own layer, which "
-                "fastbptt.bridges.torch.restore(model) brings back"
-            )
+        if (what := transform_of(data, *states, *weights.values())) is not None:
+            raise NotImplementedError(f"fastbptt: {what} are not implemented; {INSTEAD}")
         if (reason := _refusal(self, weights)) is not None:
             raise NotImplementedError(f"fastbptt: {reason}")
+        _of_one_dtype(weights)
         for y, name in [(data, "input"), *((y, "hx") for y in states)]:
             self._checked(y, name, weights)
         if not batched:
@@ -192,8 +210,7 @@ class _Recurrent(torch.nn.RNNBase):
             which = f"hidden[{i}]" if pair else "hidden"
             self.check_hidden_size(y, expected, f"Expected {which} size {{}}, got {{}}")
 
-        steps = None if lengths is None else lengths.numpy()
-        output, states = self._run(x, states, steps, weights)
+        output, states = self._run(x, states, lengths, weights)
 
         if lengths is not None:
             data = pack_padded_sequence(output, lengths).data
@@ -209,12 +226,13 @@ class _Recurrent(torch.nn.RNNBase):
         self,
         x: torch.Tensor,
         states: tuple[torch.Tensor, ...],
-        lengths: Any,
+        lengths: torch.Tensor | None,
         weights: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """All layers over x (T,B,I): as one net, or where dropout lies between them as several."""
         D, L = 1 + self.bidirectional, self.num_layers
         between = self.dropout > 0 and self.training
+        steps = None if lengths is None else lengths.numpy()
         ends: list[tuple[torch.Tensor, ...]] = []
         for first in range(L) if between else (0,):
             last = first + 1 if between else L
@@ -223,19 +241,27 @@ class _Recurrent(torch.nn.RNNBase):
             tensors = [*own, *(weights[name] for name in names)]
             net = self._net(first, last, weights)
             if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *tensors)):
-                x, *end = Layers.apply(net, lengths, x, *tensors)
+                x, *end = Layers.apply(net, steps, x, *tensors)
             else:
                 given = tuple(array(y) for y in own)
                 with threads(net, x):
-                    output, state = net(array(x), given if len(given) > 1 else given[0], lengths)
+                    output, state = net(array(x), given if len(given) > 1 else given[0], steps)
                 x = tensor(output)
                 end = [torch.from_numpy(y) for y in (state if len(given) > 1 else (state,))]
             ends.append(tuple(end))
-            if between and last < L:
-                x = torch.nn.functional.dropout(x, self.dropout)
+            if last < L:
+                x = self._dropped(x, lengths)
         if len(ends) == 1:
             return x, ends[0]
         return x, tuple(torch.cat(parts) for parts in zip(*ends, strict=True))
+
+    def _dropped(self, x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """x (T,B,I) by torch.nn's masks: drawn for the packed data if there are lengths."""
+        if lengths is None:
+            return torch.nn.functional.dropout(x, self.dropout)
+        data, *rest = pack_padded_sequence(x, lengths)
+        data = torch.nn.functional.dropout(data, self.dropout)
+        return pad_packed_sequence(PackedSequence(data, *rest))[0]
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -278,7 +304,7 @@ def from_module(module: torch.nn.RNNBase) -> Network:
     Raises
     ------
     TypeError
-        If it is no such layer.
+        If it is no such layer, or its parameters are of two dtypes.
     NotImplementedError
         For projections, other devices and other dtypes.
 
@@ -295,6 +321,7 @@ def from_module(module: torch.nn.RNNBase) -> Network:
     weights = {name: getattr(module, name) for name in module._flat_weights_names}
     if (reason := _refusal(module, weights)) is not None:
         raise NotImplementedError(f"module: {reason}")
+    _of_one_dtype(weights)
     kind, _, nonlinearity = module.mode.lower().partition("_")
     options = {"nonlinearity": nonlinearity} if nonlinearity else {}
     return from_state_dict(weights, kind.upper(), batch_first=module.batch_first, **options)
@@ -318,7 +345,7 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     Warns
     -----
     UserWarning
-        Naming the layers left as they were, subclasses among them, and why.
+        Naming the recurrent layers left as they were, cells and subclasses among them, and why.
 
     Examples
     --------
@@ -329,9 +356,11 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     """
     left = []
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.RNNBase) or isinstance(module, _Recurrent):
+        cell = isinstance(module, torch.nn.RNNCellBase)
+        if isinstance(module, _Recurrent) or not (cell or isinstance(module, torch.nn.RNNBase)):
             continue
-        reason = f"{type(module).__name__} is a subclass and may compute something else"
+        what = "computes one step" if cell else "is a subclass and may compute something else"
+        reason = f"{type(module).__name__} {what}"
         weights = dict(module.named_parameters(recurse=False))
         if type(module) not in _TWINS or (reason := _refusal(module, weights) or ""):
             left.append(f"{name or 'the model'} ({reason})")

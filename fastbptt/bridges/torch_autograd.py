@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from ..network import Network
 from ..openmp import OpenMP
@@ -20,11 +21,12 @@ _numbers = itertools.count()  # of passes: a checkpoint's second one has another
 _openmp = OpenMP.found()
 # Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
 _WORTH_SHARING = 5e8
+INSTEAD = "use torch.nn's own layer, which fastbptt.bridges.torch.restore(model) brings back"
 
 
 def array(y: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as an array."""
-    return y.detach().numpy()
+    """The tensor's memory as an array, a copy of what only a bit of the tensor makes negative."""
+    return y.detach().resolve_neg().numpy()
 
 
 def tensor(y: np.ndarray) -> torch.Tensor:
@@ -37,6 +39,18 @@ def under_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def transform_of(*given: torch.Tensor) -> str | None:
+    """What follows tensors where the bridge cannot: no tangents, or constants for results."""
+    if under_functorch():
+        return "torch.func's transforms"
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "torch.jit.trace and torch.export"
+    forward_mode = forward_ad._current_level >= 0
+    if forward_mode and any(forward_ad.unpack_dual(y).tangent is not None for y in given):
+        return "forward-mode derivatives"
+    return None
+
+
 class _Second(torch.autograd.Function):
     """The identity, which cannot be differentiated."""
 
@@ -46,10 +60,7 @@ class _Second(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "fastbptt: second derivatives are not implemented; use torch.nn's own layer, which "
-            "fastbptt.bridges.torch.restore(model) brings back"
-        )
+        raise RuntimeError(f"fastbptt: second derivatives are not implemented; {INSTEAD}")
 
 
 class Layers(torch.autograd.Function):
@@ -85,8 +96,7 @@ class Layers(torch.autograd.Function):
         if under_functorch() or any(torch._C._functorch.is_legacy_batchedtensor(y) for y in given):
             raise NotImplementedError(
                 "fastbptt: batches of gradients (is_grads_batched, vectorize) are not implemented; "
-                "call backward for each, or use torch.nn's own layer, which "
-                "fastbptt.bridges.torch.restore(model) brings back"
+                f"call backward for each, or {INSTEAD}"
             )
         arrays = [np.ascontiguousarray(array(y)) for y in (x, *kept)]  # hooks may turn them
         if (got := [(y.shape, y.dtype) for y in arrays]) != ctx.kept:
