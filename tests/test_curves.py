@@ -33,6 +33,7 @@ def test_curves_against_the_explicit_products(N, T, dtype, seed):
         assert (curve.upper >= exact - near).all()
         assert (curve.lower <= curve.estimate).all()
         assert (curve.estimate <= curve.upper).all()
+        assert curve.delta == (0 if probes >= N else 1e-9)
         if probes >= N:
             assert_allclose(curve.lower, exact, atol=near)
         back = fb.growth_to(chain, s, probes=probes, delta=1e-9)

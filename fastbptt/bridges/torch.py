@@ -50,13 +50,14 @@ def _refusal_of(y: torch.Tensor) -> str | None:
 
 def _of_one_dtype(weights: Mapping[str, torch.Tensor]) -> None:
     """Parameters of one dtype, or an error that names those unlike most."""
-    counts = collections.Counter(y.dtype for y in weights.values())
-    if len(counts) > 1:
-        (most, _), (other, _) = counts.most_common()
-        odd = ", ".join(name for name, y in weights.items() if y.dtype != most)
+    dtypes = [y.dtype for y in weights.values()]
+    if len(set(dtypes)) > 1:
+        most = collections.Counter(dtypes).most_common(1)[0][0]
+        odd = {name: y.dtype for name, y in weights.items() if y.dtype != most}
         raise TypeError(
-            f"{odd}: expected {most} as the other parameters, got {other}; convert all by "
-            "module.float() or module.double()"
+            f"{', '.join(odd)}: expected {most} as the other parameters, got "
+            f"{', '.join(sorted({str(y) for y in odd.values()}))}; convert all by module.float() "
+            "or module.double()"
         )
 
 

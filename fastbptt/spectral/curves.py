@@ -156,8 +156,8 @@ class _History:
 
 def _from_block(
     chain: Chain, start: int, stop: int, probes: int, delta: float, rng: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """lower, estimate and upper of every product from `start` on towards `stop`, and the note."""
+) -> tuple[Any, ...]:
+    """lower, estimate and upper of every product from `start` on towards `stop`, risk and note."""
     N = chain.size(start)
     k = min(checks.size(probes, "probes"), N)
     omega = checks.generator(rng).standard_normal((N, k))
@@ -174,6 +174,7 @@ def _from_block(
             lower,
             lower,
             lower,
+            0.0,
             "exact but for rounding: as many probes as the state has numbers",
         )
     upper = np.maximum(gaussian + upper_margin(k, delta), lower)
@@ -183,7 +184,7 @@ def _from_block(
         f"one pass of {k} Gaussian probes; estimate = lower + {expected_shortfall(N, k):.2f} nats, "
         "the mean shortfall, times 1 - (s2/s1)^2 of the block"
     )
-    return lower, estimate, upper, note
+    return lower, estimate, upper, delta, note
 
 
 def growth_from(
@@ -235,10 +236,9 @@ def growth_from(
     chain = checked(chain)
     t, s = chain.window(None, s)
     delta = checks.probability(delta, "delta")
-    lower, estimate, upper, note = _from_block(chain, s, t, probes, delta, rng)
+    found = _from_block(chain, s, t, probes, delta, rng)
     states = np.arange(s, t + 1)
-    begins = np.full(len(states), s)
-    return curve_of(chain, 0.0, states, begins, lower, estimate, upper, delta, note)
+    return curve_of(chain, 0.0, states, np.full(len(states), s), *found)
 
 
 def growth_to(
@@ -296,8 +296,8 @@ def growth_to(
     states = np.arange(t, -1, -1)
     ends = np.full(len(states), t)
     if cotangent is None:
-        lower, estimate, upper, note = _from_block(chain, t, 0, probes, delta, rng)
-        return curve_of(chain, 0.0, ends, states, lower, estimate, upper, delta, note)
+        found = _from_block(chain, t, 0, probes, delta, rng)
+        return curve_of(chain, 0.0, ends, states, *found)
     u = checks.shaped(cotangent, "cotangent", chain.dtype, (chain.size(t),)).astype(np.float64)
     peak = float(np.abs(u).max())  # whose square need not be a float64
     note = "exact to rounding: the cotangent pulled back"
