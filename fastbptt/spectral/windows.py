@@ -124,7 +124,8 @@ def growth_window(
     Returns
     -------
     Curve
-        Of T + 1 - lag windows.  `lower` holds but for rounding.  `upper` of sweeps is as
+        Of T + 1 - lag windows.  `lower` holds but for rounding, of frames some 1e-6 nats in
+        float64, 1e-4 in float32, and more where `note` says so.  `upper` of sweeps is as
         `log_norm`'s; that of frames is no bound but the estimate and the worst error of 16 windows
         drawn at random and solved one by one, `worst_error`, and `delta` is NaN.
 
