@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.special import digamma
-from strategies import LAYOUTS, cases, lay_out, net_cases
+from strategies import KINDS, LAYOUTS, cases, lay_out, net_cases
+
+
+@pytest.mark.parametrize("strategy", [cases(), net_cases(most=1)])
+def test_few_cases_are_empty(strategy):
+    drawn = []
+    settings(max_examples=200, database=None)(given(strategy)(lambda case: drawn.append(case)))()
+    assert sum(0 in case.x.shape for case in drawn) < len(drawn) / 3
 
 
 def loss(case, params, x, h0):
@@ -194,11 +201,15 @@ def net_loss(case, arrays):
     return record, steps.sum() + sum((one * other).sum() for one, other in ends)
 
 
-@settings(deadline=None, max_examples=60)
-@given(case=net_cases(most=6), seed=st.integers(0, 99))
-def test_every_gradient_of_every_cell_by_central_differences(case, seed):
-    if case.options.get("nonlinearity") == "relu":
-        return  # its kinks are seen to in the test of the plain net
+# of a relu the kinks are seen to in the test of the plain net
+SMOOTH = [(kind, options) for kind, options in KINDS if "relu" not in options.values()]
+
+
+@pytest.mark.parametrize(("kind", "options"), SMOOTH)
+@settings(deadline=None, max_examples=8)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_every_gradient_of_every_cell_by_central_differences(kind, options, data, seed):
+    case = data.draw(net_cases([(kind, options)], most=6))
     states = {f"state{i}": y for i, y in enumerate(case.state)}
     arrays = {**case.params, "x": case.x, **states}
     record, _ = net_loss(case, arrays)
@@ -215,12 +226,11 @@ def test_every_gradient_of_every_cell_by_central_differences(case, seed):
         assert abs(slope - (grads[name] * way).sum()) < 2e-4 * scale
 
 
-@settings(deadline=None, max_examples=30)
-@given(case=net_cases(most=5, ragged=False))
-def test_jacobians_by_central_differences_and_per_step_gradients_by_jacobians(case):
-    relu = case.options.get("nonlinearity") == "relu"
-    if case.bidirectional or relu or 0 in case.x.shape:
-        return
+@pytest.mark.parametrize(("kind", "options"), SMOOTH)
+@settings(deadline=None, max_examples=5)
+@given(data=st.data())
+def test_jacobians_by_central_differences_and_per_step_gradients_by_jacobians(kind, options, data):
+    case = data.draw(net_cases([(kind, options)], most=5, both_ways=False, ragged=False, least=1))
     (T, _, _, H), L, step = case.shape, case.num_layers, 1e-6
     parts = len(case.state)
 
