@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import as_state, close, expected, network, parts_of, rounded
 from numpy.testing import assert_array_equal
 from strategies import dtypes, net_cases
-from test_cells import as_state, close, expected, network, parts_of, rounded
 
 import fastbptt as fb
 
