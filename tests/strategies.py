@@ -149,7 +149,9 @@ def net_cases(
 ):
     """Sizes from 1 (T, B and each length from `least`), layers, directions, lengths and resets.
 
-    Each gate's part of W_hh has spectral norm at most 1, as in `cases`.
+    Each gate's part of W_hh has spectral norm at most 1, as in `cases`, and above the first layer
+    `scale` is at most 1: weights of 10 multiply the rounding of the layer below, in float64 beyond
+    `tolerance` once in some thousand cases of three layers.
     """
     kind, options = draw(st.sampled_from(kinds or KINDS))
     L = draw(st.sampled_from([1, 1, 2, 3])) if deep else 1
@@ -161,11 +163,11 @@ def net_cases(
     bias, D, G = draw(st.booleans()), 1 + bidirectional, GATES[kind]
     params = {}
     for layer in range(L):
-        width = D * H if layer else I
+        width, size = (D * H, min(scale, 1.0)) if layer else (I, scale)
         for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:D]:
             gates = rng.normal(size=(G, H, H))
             norms = np.linalg.norm(gates, 2, axis=(1, 2), keepdims=True)
-            params[f"weight_ih{suffix}"] = rng.normal(size=(G * H, width)) * scale / np.sqrt(width)
+            params[f"weight_ih{suffix}"] = rng.normal(size=(G * H, width)) * size / np.sqrt(width)
             params[f"weight_hh{suffix}"] = (gates / norms).reshape(G * H, H)
             if bias:
                 names = (f"bias_ih{suffix}", f"bias_hh{suffix}")
