@@ -412,6 +412,38 @@ def test_exponents_of_random_matrices():
     assert_allclose(found.standard_error**2 * T * 7 / 8, variance, rtol=4 * math.sqrt(2 / 31))
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_near_isometries_have_standard_errors(kind):
+    """Their stretches are hundreds of steps long: blocks end within them."""
+    rng = np.random.default_rng(35)
+    T, H, k = 1500, 12, 2
+    net = getattr(fb, kind)(4, H, dtype=np.float64, rng=0)
+    state = net.state_dict()
+    if kind == "RNN":  # linear: with relu's slope of 1 throughout it is orthogonal
+        net = fb.RNN(4, H, nonlinearity="relu", dtype=np.float64, rng=0)
+        state["weight_hh_l0"] = np.roll(np.eye(H), 1, axis=0)
+        state["weight_ih_l0"] = np.abs(state["weight_ih_l0"])
+    else:
+        state["bias_hh_l0"][H : 2 * H] += 5  # of f of i f g o, of z of r z n
+    net.load_state_dict(state)
+    x = rng.normal(size=(T, 4)) if kind != "RNN" else np.ones((T, 4))
+    chain = net.trace(x).chain()
+    found = fb.lyapunov_spectrum(chain, k)
+    if kind == "RNN":
+        assert_allclose([found.exponents, found.standard_error], 0, atol=1e-12)
+        return
+    J = np.stack([chain.matrix(t + 1, t) for t in range(T)])
+    factors = reference.triangular_factors(J, k, np.random.default_rng(0))  # from the same frame
+    grown = np.cumsum(np.log(np.abs(np.diagonal(factors, axis1=1, axis2=2))), axis=0)
+    marks = np.linspace(T // 8, T, 33).astype(int)
+    rates = np.diff(grown[marks - 1], axis=0) / np.diff(marks)[:, None]
+    assert_allclose(found.standard_error, rates.std(axis=0, ddof=1) / math.sqrt(32), rtol=1e-6)
+    assert_allclose(found.exponents, (grown[-1] - grown[T // 8 - 1]) / (T - T // 8), rtol=1e-6)
+    for T in (64, 40, 20, 10):
+        found = fb.lyapunov_spectrum(net.trace(x[:T]).chain(), k)
+        assert np.isfinite(found.standard_error).all()
+
+
 def test_a_net_below_the_transition():
     """g < 1: the state goes to zero and l_1 to the log of the largest eigenvalue, about log g."""
     rng = np.random.default_rng(34)

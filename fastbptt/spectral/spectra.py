@@ -13,7 +13,7 @@ from .products import Stretch, carry, checked, orthonormal
 from .stream import JacobianStream
 
 _BURN_IN = 1 / 8  # of the steps
-_BLOCKS = 32  # of steps, for the standard error; fewer than 8 give none
+_BLOCKS = 32  # of steps, for the standard error, or half as many; fewer than 8 give none
 _HISTORY = 512  # points
 # See `carry`: 60 random matrices of 8 or 16 units lose 1e-13 nats, at 0.25 up to 1e-7, and 2000 of
 # 64 take 0.7 s and not 0.2.
@@ -72,7 +72,7 @@ class LyapunovSpectrum(NamedTuple):
     """What `lyapunov_spectrum` returns; arrays (k,), or (B,k) of a batched stream."""
 
     exponents: np.ndarray  # nats a step, after the burn-in
-    standard_error: np.ndarray  # of blocks of steps; NaN with fewer than 8
+    standard_error: np.ndarray  # of 16 to 32 blocks of steps; NaN with fewer than 8
     steps: int
     kaplan_yorke: Any  # dimension; NaN if k exponents do not reach a negative sum
     entropy_rate: Any  # sum of the positive exponents, nats a step
@@ -135,26 +135,36 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
     if chain.size(T) != N:
         raise ValueError(f"source: expected square Jacobians, got sizes {N} and {chain.size(T)}")
     k = N if k is None else min(checks.size(k, "k"), N)
-    ends, growth = [0], [np.zeros(k)]
+    marks = np.unique(np.linspace(int(T * _BURN_IN), T, _BLOCKS + 1).astype(int))
+    longest = 2 * np.diff(marks).min()  # of a stretch that a block may end with
+    ends, grown = [0], [np.zeros(k)]
+
+    def keep(stop: int, before: np.ndarray, R: np.ndarray) -> None:
+        with np.errstate(divide="ignore"):
+            ends.append(stop)
+            grown.append(before + np.log(np.abs(np.diagonal(R))))
 
     def note(one: Stretch) -> None:
-        with np.errstate(divide="ignore"):
-            ends.append(one.stop)
-            growth.append(np.log(np.abs(np.diagonal(one.R))))
+        before, y, at = grown[-1], one.before, one.start
+        if one.stop - one.start > longest:  # of near-isometries: blocks end within it
+            for mark in marks[(one.start < marks) & (marks < one.stop)].tolist():
+                y, at = chain.push(at, mark, y), mark
+                keep(mark, before, np.linalg.qr(y.T.astype(np.float64), mode="r"))
+        keep(one.stop, before, one.R)
 
     rows, _ = orthonormal(checks.generator(rng).standard_normal((N, k)), chain.dtype)
     carry(chain, 0, T, rows, note)
-    steps, total = np.array(ends), np.cumsum(growth, axis=0)
+    steps, total = np.array(ends), np.array(grown)
     end = steps[-1]  # T, or the first step with NaN
-    first = int(np.searchsorted(steps, end * _BURN_IN)) if len(steps) > 8 else 0
+    at = np.unique(np.minimum(np.searchsorted(steps, marks), len(steps) - 1))
     lost = total[-1] == -math.inf  # a product of that rank has become zero
     with np.errstate(invalid="ignore"):
-        exponents = np.where(lost, -math.inf, (total[-1] - total[first]) / (end - steps[first]))
+        exponents = (total[-1] - total[at[0]]) / (end - steps[at[0]])
+        exponents = np.where(lost, -math.inf, exponents)
     error = np.full(k, np.nan)
-    marks = np.unique(np.searchsorted(steps, np.linspace(steps[first], end, _BLOCKS + 1)))
-    if len(marks) > 8:
+    if len(at) > 8:
         with np.errstate(invalid="ignore"):
-            rates = np.diff(total[marks], axis=0) / np.diff(steps[marks])[:, None]
+            rates = np.diff(total[at], axis=0) / np.diff(steps[at])[:, None]
             error = rates.std(axis=0, ddof=1) / math.sqrt(len(rates))
     shown = np.unique(np.linspace(1, len(steps) - 1, _HISTORY).astype(int))
     return LyapunovSpectrum(
