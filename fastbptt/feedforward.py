@@ -1,5 +1,6 @@
 """Dense nets, whose depth is the time: the same Jacobian chains, with another W in each layer."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from . import checks
 from .chains import MatrixChain
-from .kernels.activations import TAGS
+from .kernels.activations import MAX_SLOPE, TAGS
 from .kernels.dense import activate
+from .matrix_norms import norms
 
 
 class FeedForwardGradients(NamedTuple):
@@ -160,7 +162,7 @@ class FeedForwardTrace:
             layers[::-1],
         )
 
-    def chain(self, batch: int = 0) -> MatrixChain:
+    def chain(self, batch: int = 0) -> "DenseChain":
         """The Jacobians dh_l/dh_{l-1} = diag(f'(a_l)) W_l of one row of x.
 
         Raises
@@ -171,6 +173,17 @@ class FeedForwardTrace:
         b = checks.size(batch, "batch", least=0)
         if b >= len(self.h[0]):
             raise ValueError(f"batch: expected below {len(self.h[0])}, got {b}")
-        return MatrixChain(
-            [s[b][:, None] * w for s, w in zip(self._slopes, self._net.weights, strict=True)]
-        )
+        return DenseChain(self._net, [slopes[b] for slopes in self._slopes])
+
+
+class DenseChain(MatrixChain):
+    """The Jacobians of the layers for one row; made by `FeedForwardTrace.chain`."""
+
+    def __init__(self, net: FeedForward, slopes: list[np.ndarray]) -> None:
+        super().__init__([f[:, None] * w for f, w in zip(slopes, net.weights, strict=True)])
+        self._net = net
+
+    def classical_bound(self, t: int, s: int) -> float:
+        """As `Chain.classical_bound`, of layers s+1 .. t."""
+        weights = [norms(w[None])[0] for w in self._net.weights[s:t]]
+        return float(sum(weights)) + (t - s) * math.log(MAX_SLOPE[self._net.nonlinearity])

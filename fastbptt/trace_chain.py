@@ -78,8 +78,12 @@ class TraceChain(CompiledChain):
         norm = float(np.linalg.norm(self._weights.layers[0].w_hh.astype(np.float64), 2))
         return math.log(MAX_SLOPE[name] * norm) if norm > 0 else -math.inf
 
-    def step_bounds(self) -> np.ndarray:
-        """As `Chain.step_bounds`, by the norms of each gate's weights and a step's largest factors.
+    def classical_bound(self, t: int, s: int) -> float:
+        """As `Chain.classical_bound`: t - s times the rate."""
+        return (t - s) * self.classical_rate if t > s else 0.0
+
+    def _loose_bounds(self) -> np.ndarray:
+        """By the norms of each gate's weights and a step's largest factors.
 
         With these in their place every H x H block of J_t becomes a bound of its norm, as tangents
         are sums of products; the norm of the matrix of these bounds is one of ||J_t||.  Of a plain

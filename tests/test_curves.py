@@ -179,12 +179,15 @@ def test_textbook_bounds_of_curves_lie_above(case, dtype):
         wide, case.kind, case.options, case.num_layers,
     )  # fmt: skip
     J = reference.jacobians(record, 0)
-    steps = chain.step_bounds()
+    steps, loose = chain.step_bounds(), chain._loose_bounds()
     norms = np.array([reference.log_norm_of_product(step[None]) for step in J])
     # what a gate adds to an element is about 1: however small they are, that much is rounded
     rounding = (1 + T) * eps_of(dtype, T, J.shape[1])
     near = rounding * (1 + np.exp(-norms))
     assert (steps >= norms - near).all()
+    assert (loose >= norms - near).all()
+    some = norms > -np.inf
+    assert (steps[some] <= norms[some] + near[some]).all()
     curve, back = fb.growth_from(chain, 0), fb.growth_to(chain)
     products = reference.curve_of_log_norms(J) - np.cumsum(near)
     assert (curve.textbook >= [0.0, *products]).all()
@@ -198,7 +201,7 @@ def test_textbook_bounds_of_curves_lie_above(case, dtype):
         )[1][:, 0]  # fmt: skip
         with np.errstate(divide="ignore"):
             slope = np.log(reference.SLOPE[case.options["nonlinearity"]](a).max(axis=1))
-        assert_allclose(steps, slope + math.log(np.linalg.norm(w, 2)), atol=10 * rounding)
+        assert_allclose(loose, slope + math.log(np.linalg.norm(w, 2)), atol=10 * rounding)
         assert (curve.textbook <= np.arange(T + 1) * chain.classical_rate + rounding).all()
 
 
@@ -226,7 +229,7 @@ def test_textbook_bounds_of_nets_at_rest(kind, L):
         state[name] = (size * gates / norms).reshape(y.shape)
     net.load_state_dict(state)
     exact = math.log(np.linalg.norm(nets_at_rest()[kind, L], 2))
-    assert_allclose(net.trace(np.zeros((4, 2))).chain().step_bounds(), exact, rtol=1e-12)
+    assert_allclose(net.trace(np.zeros((4, 2))).chain()._loose_bounds(), exact, rtol=1e-12)
 
 
 class _Hidden(fb.Chain):
@@ -250,13 +253,13 @@ class _Hidden(fb.Chain):
 
 
 def test_textbook_bounds_of_matrices():
-    """The lesser of two norms no less than the spectral one; what is no number stays none."""
+    """Their norms, or the lesser of two no less than these; what is no number stays none."""
     rng = np.random.default_rng(36)
     J = rng.normal(size=(9, 4, 4))
     J[2] = np.diag([1e200, 1.0, 2.0, 3.0])
     J[3] = 1e-200 * orthogonal(4, rng)
     J[5] = 0
-    exact = [
+    loose = [
         min(
             np.linalg.norm(step / (scale := 2.0**400 if step.max() > 1e100 else 2.0**-300)) * scale,
             math.sqrt(np.abs(step).sum(axis=0).max()) * math.sqrt(np.abs(step).sum(axis=1).max()),
@@ -264,10 +267,11 @@ def test_textbook_bounds_of_matrices():
         for step in J
     ]  # fmt: skip
     with np.errstate(divide="ignore"):
-        exact = np.log(exact)
+        exact, loose = np.log([np.linalg.norm(step, 2) for step in J]), np.log(loose)
     u = np.array([3.0, 0, 0, -4.0])
     for chain in (fb.MatrixChain(J), _Hidden(J)):
         assert_allclose(chain.step_bounds(), exact, rtol=1e-12)
+        assert_allclose(chain._loose_bounds(), loose, rtol=1e-12)
         curve = fb.growth_to(chain, 5, u)
         assert_allclose(curve.textbook, math.log(5) + np.cumsum([0, *exact[4::-1]]), rtol=1e-12)
         assert (curve.textbook >= curve.upper - 1e-9).all()
@@ -285,6 +289,21 @@ def test_textbook_bounds_of_matrices():
     net = fb.RNN(2, 3, rng=0)
     net.weight_hh_l0 = np.full((3, 3), np.nan, np.float32)
     assert np.isnan(net.trace(np.zeros((4, 2), np.float32)).chain().step_bounds()).all()
+
+
+def test_textbook_bounds_of_isometries_are_those_of_one():
+    """Frobenius' norm would say log(N)/2 a step, sums of rows little less."""
+    rng = np.random.default_rng(40)
+    J = np.stack([orthogonal(24, rng) for _ in range(200)])
+    for chain in (fb.MatrixChain(J), fb.MatrixChain(list(J)), _Hidden(J)):
+        assert_allclose(fb.growth_from(chain).textbook, 0, atol=1e-12)
+        assert_allclose(fb.growth_map(chain, [1, 9]).textbook[0, 1:], 0, atol=1e-12)
+    large = fb.MatrixChain(np.stack([np.eye(65)] * 2))
+    assert_allclose(large.step_bounds(), 0, atol=1e-12)  # by sums of rows
+    # where it would take too long they are looser
+    long = fb.MatrixChain(np.broadcast_to(np.tile(J[0], (2, 2)) / 2, (20_000, 48, 48)))
+    assert (long.step_bounds() > 0.5).all()
+    assert_allclose(long.step_norms(np.array([7, 3])), 0, atol=1e-12)
 
 
 def test_plots():

@@ -33,7 +33,7 @@ FLOORS = [
         "kernels.sweeps",
     ],
     ["kernels.windows"],
-    ["checks", "files", "openmp", "sequences", "threads", "weights"],
+    ["checks", "files", "matrix_norms", "openmp", "sequences", "threads", "weights"],
     ["teams"],
     ["layers"],
     ["chains"],

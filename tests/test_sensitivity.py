@@ -1,7 +1,9 @@
 """What makes a product large, and what textbooks say: by finite differences."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -143,7 +145,8 @@ def test_textbook_bounds_are_bounds_and_loose():
     exact = fb.log_norm(chain, method="explicit").estimate
     bounds = fb.textbook_bounds(chain)
     each = sum(math.log(np.linalg.norm(chain.matrix(t + 1, t), 2)) for t in range(T))
-    assert abs(bounds.steps - each) < 0.02 * T
+    assert_allclose(bounds.steps, each, rtol=1e-12)
+    assert fb.textbook_bounds(chain, rng=1).steps == fb.textbook_bounds(chain, lag=1).windows
     assert exact < bounds.windows < bounds.steps < bounds.classical
     assert_allclose(bounds.classical, T * math.log(np.linalg.norm(net.weight_hh_l0, 2)))
     longer = fb.textbook_bounds(chain, lag=128)
@@ -157,11 +160,37 @@ def test_textbook_bounds_of_rectangular_jacobians():
     norm = fb.log_norm(fb.MatrixChain(J))
     bounds = norm.textbook
     each = sum(math.log(np.linalg.norm(one, 2)) for one in J)
-    assert each - 1e-9 <= bounds.steps <= each + 7e-3
+    assert_allclose(bounds.steps, each, rtol=1e-12)
     assert norm.estimate - 1e-9 <= bounds.windows <= norm.estimate + 1e-2  # one window: lag > 7
     short = fb.textbook_bounds(fb.MatrixChain(J), 6, 1, lag=2)
     pairs = [math.log(np.linalg.norm(y, 2)) for y in (J[2] @ J[1], J[4] @ J[3], J[5])]
     assert sum(pairs) - 1e-9 <= short.windows <= sum(pairs) + 1e-2
+
+
+def test_textbook_bounds_of_states_of_any_size():
+    """The steps' own norms up to 64 numbers; beyond, upper bounds by Lanczos."""
+    rng = np.random.default_rng(41)
+    for N, near in ((64, 1e-10), (65, 0.01 * 9)):
+        J = rng.normal(size=(9, N, N)) / 8
+        each = sum(math.log(np.linalg.norm(one, 2)) for one in J[2:8])
+        one, other = (fb.textbook_bounds(fb.MatrixChain(J), 8, 2, rng=seed) for seed in (0, 1))
+        assert fb.log_norm(fb.MatrixChain(J), 8, 2).textbook == one
+        assert each - 1e-10 <= one.steps <= each + near
+        assert (N > 64) != (one.steps == other.steps)
+
+
+def test_the_classical_bound_of_dense_nets():
+    rng = np.random.default_rng(42)
+    weights = [rng.normal(size=(m, n)) for n, m in itertools.pairwise([5, 8, 8, 3])]
+    for nonlinearity, slope in (("tanh", 1.0), ("relu", 1.0), ("sigmoid", 0.25)):
+        chain = fb.FeedForward(weights, None, nonlinearity).trace(rng.normal(size=5)).chain()
+        for one in (chain, copy.copy(chain), pickle.loads(pickle.dumps(chain))):
+            for t, s in ((3, 0), (2, 1), (1, 1)):
+                each = [math.log(slope * np.linalg.norm(w, 2)) for w in weights[s:t]]
+                found = fb.textbook_bounds(one, t, s)
+                assert_allclose(found.classical, sum(each), rtol=1e-12)
+                assert found.classical >= found.steps - 1e-12
+    assert math.isnan(fb.textbook_bounds(fb.MatrixChain(weights)).classical)
 
 
 def test_an_estimate_knows_what_textbooks_say():

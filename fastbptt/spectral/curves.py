@@ -39,9 +39,9 @@ class Curve(OfChain, _Windows):
         """Products of norms, nats, as `upper`: sums of `Chain.step_bounds`, found when asked for.
 
         They hold but for rounding, whatever the spectrum, and say "exploding" where gradients
-        vanish (spectral.md section 5).  One pass over the chain; `textbook_bounds` is tighter.
-        None without a chain for each row of `upper` that has all windows (t,s), so that a curve
-        made by hand has none.
+        vanish (spectral.md section 5).  Of states of more than 64 numbers `textbook_bounds` is
+        tighter.  None without a chain for each row of `upper` that has all windows (t,s), so that a
+        curve made by hand has none.
         """
         inside = [(self.s >= 0) & (self.s <= self.t) & (self.t <= len(one)) for one, _ in self.of]
         if [one.all() for one in inside] != [True] * math.prod(self.upper.shape[:-1]):

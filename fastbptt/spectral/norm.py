@@ -62,7 +62,8 @@ class NormEstimate(OfChain, _Interval):
     def textbook(self) -> Any:
         """`textbook_bounds` of the same product, found when asked for: some 20 passes over it.
 
-        None without a chain.
+        Its `steps` holds but for rounding where N <= 64, and else as `upper` does, with a risk of
+        1e-9 a step.  None without a chain.
         """
         if not self.of:
             return None
