@@ -116,6 +116,18 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
     return result
 
 
+def of_torch(y: Any, name: str) -> Any:
+    """A torch tensor's memory as an array; anything else as it is."""
+    try:
+        for method in ("detach", "cpu", "resolve_neg", "numpy"):
+            y = getattr(y, method)() if hasattr(y, method) else y
+    except (TypeError, RuntimeError) as error:  # bfloat16, device meta, conjugate or sparse
+        raise TypeError(
+            f"{name}: expected a dense tensor of float32 or float64, got {y.dtype}: {error}"
+        ) from None
+    return y
+
+
 def _unconverted(name: str, expected: np.dtype) -> str:
     return (
         f"nothing is converted unasked: use np.asarray({name}, np.{expected}), or make the net of "
@@ -234,14 +246,15 @@ def parameters(
     for name in shapes:
         if name not in mapping:
             continue
+        value = mapping[name]
         try:
-            value = arrays[name] = array(mapping[name], name, expected)
+            value = arrays[name] = array(of_torch(value, name), name, expected)
         except TypeError as error:
             mistyped.append(str(error).partition(";")[0])
-            continue
-        if value.shape != shapes[name]:
-            turned = "; is it transposed?" if value.T.shape == shapes[name] else ""
-            faults.append(f"{name} has shape {value.shape}, expected {shapes[name]}{turned}")
+        shape = tuple(getattr(value, "shape", shapes[name]))
+        if shape != shapes[name]:
+            turned = "; is it transposed?" if shape[::-1] == shapes[name] else ""
+            faults.append(f"{name} has shape {shape}, expected {shapes[name]}{turned}")
     hint = [_unconverted("...", expected)] if mistyped else []
     if faults:
         raise ValueError("state_dict: " + "; ".join(faults + mistyped + hint))

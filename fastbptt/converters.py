@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import checks
-from .loading import from_state_dict, plain
+from .loading import from_state_dict
 from .network import Network
 
 _ACTIVATIONS = {"GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
@@ -220,7 +220,7 @@ def from_keras(
 
 
 def _of_rank(y: Any, name: str, rank: int) -> np.ndarray:
-    y = np.asarray(plain(y, name))
+    y = np.asarray(checks.of_torch(y, name))
     if y.ndim != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {y.shape}")
     return y

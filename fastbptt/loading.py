@@ -1,9 +1,10 @@
 """Nets from weights that were trained elsewhere: state dicts and files."""
 
 import collections
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,43 @@ from .network import FORMAT, Network
 from .networks import NETWORKS
 
 _NAME = re.compile(r"(weight|bias)_(ih|hh)_l(\d+)(_reverse)?")
-_GATES = {1: "RNN", 2: "MGU", 3: "GRU", 4: "LSTM"}
 
 
-def plain(y: Any, name: str) -> Any:
-    """A torch tensor's memory as an array; anything else as it is."""
-    try:
-        for method in ("detach", "cpu", "resolve_neg", "numpy"):
-            y = getattr(y, method)() if hasattr(y, method) else y
-    except (TypeError, RuntimeError) as error:  # bfloat16, device meta, conjugate or sparse
-        raise TypeError(
-            f"{name}: expected a dense tensor of float32 or float64, got {y.dtype}: {error}"
-        ) from None
-    return y
+def sizes_said(rows: Iterable[int], columns: Iterable[int], gates: int) -> collections.Counter[int]:
+    """What arrays of so many rows, and W_hh of so many columns, say that H is, and how often."""
+    said = collections.Counter(columns)
+    said.update(n // gates for n in rows if n and n % gates == 0)
+    return said
 
 
-def _hidden_sizes(
-    shapes: list[tuple[int, ...]], square: list[tuple[int, ...]], kind: str | None
-) -> tuple[str, int] | None:
-    """Kind and H of parameters of such shapes, `square` those of W_hh; None if they do not say.
+def usual_dtype(arrays: Iterable[Any]) -> np.dtype:
+    """The one of float32 and float64 that most of the arrays have."""
+    dtypes = collections.Counter(y.dtype for y in arrays if getattr(y, "dtype", 0) in checks.DTYPES)
+    return dtypes.most_common(1)[0][0] if dtypes else checks.DTYPES[0]
 
-    A transposed matrix is taken as what it was meant to be, and one that does not fit left out, so
-    that its fault is named with all others.
+
+def _kind_and_size(
+    shapes: Mapping[str, tuple[int, ...]], kind: str | None
+) -> tuple[str, int, bool] | None:
+    """Kind and H that most parameters agree on, and whether a W_hh does; None if none says any.
+
+    A W_hh counts as turned to more rows than columns: a transposed one is named for that.
     """
-    pairs = [sorted(shape) for shape in square if len(shape) == 2 and 0 not in shape]
-    fits = [(_GATES.get(many // few), few) for few, many in pairs if many % few == 0]
-    # an LSTM's weights as those of a GRU: H is what they say
-    for found, H in sorted(fits, key=lambda fit: fit[0] != kind):
-        if found:
-            return kind or found, H
-    gates = {name: gates for gates, name in _GATES.items()}.get(kind or "", 0)
-    rows = collections.Counter(shape[0] for shape in shapes if shape and shape[0])
-    most = rows.most_common(1)[0][0] if rows else 0  # of all but W_hh and W_ih if transposed
-    if kind is None or not most or most % gates:
+    square = [y for name, y in shapes.items() if name.startswith("weight_hh") and len(y) == 2]
+    pairs = [sorted(shape) for shape in square if 0 not in shape]
+    rows = [many for _, many in pairs]
+    rows += [y[0] for name, y in shapes.items() if y and not name.startswith("weight_hh")]
+    found = []
+    for name in [kind] if kind else NETWORKS if pairs else []:
+        gates = len(NETWORKS[name].DESIGN.gates)
+        for H, count in sizes_said(rows, [few for few, _ in pairs], gates).most_common(1):
+            # where no W_hh fits any kind the nearest is taken
+            off = min((abs(few - H) + abs(many - gates * H) for few, many in pairs), default=0)
+            found.append((count, -off, name, H))
+    if not found:
         return None
-    return kind, most // gates
+    _, off, name, H = max(found, key=lambda one: one[:2])
+    return name, H, off == 0
 
 
 def from_state_dict(
@@ -62,7 +65,7 @@ def from_state_dict(
         every layer, with `_reverse` for the other direction.  Sizes, layers, directions, bias and
         dtype are read off.
     kind : {"RNN", "GRU", "LSTM", "MGU"}, optional
-        By the number of gates, 1, 3, 4 or 2, if None.
+        By the number of gates, 1, 3, 4 or 2, if None: the first in `networks.NETWORKS` of so many.
     prefix : str
         Only keys that begin with it count, without it: of a larger model "encoder.rnn.".
     **options
@@ -75,7 +78,8 @@ def from_state_dict(
     Raises
     ------
     ValueError
-        Naming every key that is missing, unexpected, misshapen or of another dtype than the rest.
+        Naming every key that is missing, unexpected, misshapen or of another dtype than the rest;
+        sizes and dtype are those of most arrays.
     TypeError
         If only dtypes are wrong: others than float32 and float64, or mixed ones.
     NotImplementedError
@@ -92,27 +96,24 @@ def from_state_dict(
         raise TypeError(f"mapping: expected a mapping, got {type(mapping).__name__}{hint}")
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a str, got {type(prefix).__name__}")
-    inside = {str(name): y for name, y in mapping.items() if str(name).startswith(prefix)}
-    arrays = {name[len(prefix) :]: plain(y, name) for name, y in inside.items()}
+    arrays = {}
+    for name, y in mapping.items():
+        if str(name).startswith(prefix):
+            with contextlib.suppress(TypeError):  # refused below, with all other faults
+                y = checks.of_torch(y, str(name))
+            arrays[str(name)[len(prefix) :]] = y
     if any(name.startswith("weight_hr") for name in arrays):
         raise NotImplementedError("weight_hr_l0: projections (proj_size > 0) are not implemented")
     names = [found for name in arrays if (found := _NAME.fullmatch(name))]
     shapes = {found[0]: np.shape(arrays[found[0]]) for found in names}
     if kind is not None:
         checks.choice(kind, "kind", NETWORKS)
-    square = [shape for name, shape in shapes.items() if name.startswith("weight_hh")]
-    if not (sizes := _hidden_sizes(list(shapes.values()), square, kind)):
-        whole = [shape for shape in square if len(shape) == 2 and 0 not in shape]
-        if whole:
-            raise ValueError(
-                "weight_hh_l0: expected 1, 2, 3 or 4 times as many rows as columns, got shape "
-                f"{whole[0]}"
-            )
+    if not (said := _kind_and_size(shapes, kind)):
         where = f" after the prefix {prefix!r}" if prefix else ""
         known = ", ".join(sorted(map(str, mapping))[:8]) or "no keys"
         raise ValueError(f"mapping: weight_hh_l0 is missing or no matrix{where}, got {known}")
-    kind, H = sizes
-    rows = H * {name: gates for gates, name in _GATES.items()}[kind]
+    found_kind, H, sure = said
+    rows = H * len(NETWORKS[found_kind].DESIGN.gates)
     first = [shapes.get(f"weight_ih_l0{suffix}", ()) for suffix in ("", "_reverse")]
     # named below if there is none, or if it is transposed
     w_ih = next((shape for shape in first if len(shape) == 2 and 0 not in shape), (rows, 1))
@@ -120,19 +121,21 @@ def from_state_dict(
     last = max(names, key=lambda found: int(found[3]))
     if int(last[3]) >= len(names):  # before memory is asked for that many layers
         raise ValueError(f"state_dict: {last[0]} is unexpected: layers below it are missing")
-    given = [arrays[name] for name in sorted(shapes, reverse=True)]  # weights first
-    dtypes = [y.dtype for y in given if getattr(y, "dtype", 0) in checks.DTYPES]
-    net = NETWORKS[kind](
+    net = NETWORKS[found_kind](
         I,
         H,
         1 + int(last[3]),
         bias=any(found[1] == "bias" for found in names),
         bidirectional=any(found[4] for found in names),
-        dtype=dtypes[0] if dtypes else np.asarray(given[0]).dtype,  # which is refused
+        dtype=usual_dtype(arrays[name] for name in shapes),
         rng=0,
         **options,
     )
-    net.load_state_dict(arrays)
+    try:
+        net.load_state_dict(arrays)
+    except ValueError as error:
+        hint = "" if kind or sure else f"; as kind is None, {found_kind} is assumed"
+        raise ValueError(f"{error}{hint}") from None
     return net
 
 

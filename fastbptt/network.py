@@ -45,6 +45,7 @@ class Network:
     """
 
     weights: Weights
+    DESIGN: ClassVar[Design]  # of the cell
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of this cell alone, beside those of all
 
     def __init__(
@@ -79,8 +80,11 @@ class Network:
         )
 
     def _design(self) -> tuple[Design, Callable[..., Any]]:
-        """The cell's design, and what makes its NamedTuple of packed weights."""
-        raise NotImplementedError
+        """The cell's design, and what makes its NamedTuple of packed weights.
+
+        Of a class whose options change them: to other ones of as many gates.
+        """
+        return self.DESIGN, self.DESIGN.cell
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:

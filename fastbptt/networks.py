@@ -45,6 +45,7 @@ class RNN(Network):
     ((7, 2, 5), (1, 2, 5))
     """
 
+    DESIGN = rnn.DESIGN
     OPTIONS = ("nonlinearity",)
 
     def __init__(
@@ -65,7 +66,7 @@ class RNN(Network):
         )
 
     def _design(self) -> tuple[Design, Callable[..., Any]]:
-        return rnn.DESIGN, _PLAIN[self.nonlinearity]
+        return self.DESIGN, _PLAIN[self.nonlinearity]
 
 
 class GRU(Network):
@@ -98,6 +99,7 @@ class GRU(Network):
     ((7, 2, 10), (2, 2, 5))
     """
 
+    DESIGN = gru.DESIGN
     OPTIONS = ("reset_after",)
 
     def __init__(
@@ -118,7 +120,7 @@ class GRU(Network):
         )
 
     def _design(self) -> tuple[Design, Callable[..., Any]]:
-        design = gru.DESIGN if self.reset_after else gru.DESIGN_BEFORE
+        design = self.DESIGN if self.reset_after else gru.DESIGN_BEFORE
         return design, design.cell
 
 
@@ -154,6 +156,8 @@ class LSTM(Network):
     ((7, 2, 5), (1, 2, 5), True)
     """
 
+    DESIGN = lstm.DESIGN
+
     def __init__(
         self,
         input_size: int,
@@ -174,9 +178,6 @@ class LSTM(Network):
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )
-
-    def _design(self) -> tuple[Design, Callable[..., Any]]:
-        return lstm.DESIGN, lstm.LSTM
 
 
 class MGU(Network):
@@ -206,8 +207,7 @@ class MGU(Network):
     ((7, 2, 5), (1, 2, 5))
     """
 
-    def _design(self) -> tuple[Design, Callable[..., Any]]:
-        return mgu.DESIGN, mgu.MGU
+    DESIGN = mgu.DESIGN
 
 
 NETWORKS: dict[str, type[Network]] = {kind.__name__: kind for kind in (RNN, GRU, LSTM, MGU)}

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from strategies import KINDS, LAYOUTS, lay_out
 
 import fastbptt as fb
 from fastbptt.network import FORMAT
+from fastbptt.networks import NETWORKS
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -55,6 +57,19 @@ def test_state_dicts_say_all_but_the_options(kind, options, shape):
     inside = {f"encoder.rnn.{name}": y for name, y in net.state_dict().items()}
     inside["decoder.weight"] = np.zeros(3)
     same(fb.from_state_dict(inside, kind, prefix="encoder.rnn.", **also), net)
+
+
+def test_a_second_cell_of_as_many_gates(tmp_path, monkeypatch):
+    """A line in NETWORKS makes a cell known; a state dict without a kind is the first one's."""
+    second = type("Second", (fb.MGU,), {})
+    monkeypatch.setitem(NETWORKS, "Second", second)
+    net = second(4, 5, rng=0)
+    same(fb.from_state_dict(net.state_dict(), "Second"), net)
+    same(fb.from_state_dict(net.state_dict()), fb.MGU(4, 5, rng=0))
+    net.save(tmp_path / "net.npz")
+    same(fb.load(tmp_path / "net.npz"), net)
+    monkeypatch.delitem(NETWORKS, "MGU")
+    same(fb.from_state_dict(net.state_dict()), net)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
@@ -117,6 +132,55 @@ def test_a_misshapen_matrix_is_the_only_one_named():
         two[f"weight_hh_l{layer}"] = np.zeros((15, 4), np.float32)
         with pytest.raises(ValueError, match=rf"^state_dict: weight_hh_l{layer} has [^;]*$"):
             fb.from_state_dict(two)
+
+
+@pytest.mark.parametrize(
+    ("kind", "H", "rows", "columns"), [("GRU", 4, 12, 6), ("LSTM", 6, 24, 8), ("LSTM", 5, 20, 4)]
+)
+def test_what_most_arrays_say_is_taken_for_right(kind, H, rows, columns):
+    """Also where the one that is at fault would make up a net of another size with some others."""
+    arrays = getattr(torch.nn, kind)(3, H).state_dict()
+    arrays["weight_hh_l0"] = torch.zeros(rows, columns)
+    message = rf"weight_hh_l0 has shape \({rows}, {columns}\), expected \({rows}, {H}\)"
+    with pytest.raises(ValueError, match=f"^state_dict: {message}$"):
+        fb.from_state_dict(arrays, kind)
+
+
+def test_a_dtype_of_one_array_is_the_one_named():
+    arrays = fb.GRU(3, 4).state_dict()
+    arrays["weight_ih_l0"] = arrays["weight_ih_l0"].astype(float)
+    with pytest.raises(TypeError, match=r"^state_dict: weight_ih_l0: [^:]*got float64; nothing"):
+        fb.from_state_dict(arrays)
+
+
+def test_faults_of_every_kind_are_named_together():
+    def named(arrays, kind, *words):
+        del arrays["bias_hh_l0"]
+        with pytest.raises(ValueError, match=r"^state_dict: ") as raised:
+            fb.from_state_dict({**arrays, "foo": np.zeros(3)}, kind)
+        for word in ("bias_hh_l0 is missing", "foo is unexpected", *words):
+            assert word in str(raised.value)
+
+    gru = fb.GRU(3, 4).state_dict()
+    left = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        words = [f"{name}: expected float32, got {np.dtype(dtype)}" for name in left]
+        named({name: y.astype(dtype) for name, y in gru.items()}, "GRU", *words)
+    words = [f"{name}: expected a dense tensor" for name in left]
+    named({name: torch.tensor(y).bfloat16() for name, y in gru.items()}, "GRU", *words)
+    wrong = np.zeros((12, 5), np.float32)
+    words = ("weight_hh_l0 has shape (12, 5), expected (12, 4)", "as kind is None, GRU is assumed")
+    named({**gru, "weight_hh_l0": wrong}, None, *words)
+    both = ("weight_hh_l0: expected float32, got int64", "weight_hh_l0 has shape (12, 5)")
+    named({**gru, "weight_hh_l0": wrong.astype(int)}, "GRU", *both)
+    lstm = fb.LSTM(4, 8, bias=False).state_dict()
+    del lstm["weight_ih_l0"]
+    lstm |= {"weight_hh_l0": np.zeros((34, 8), np.float32), "foo": np.zeros(3)}
+    words = ("_ih_l0 is missing; foo is unexpected", "_hh_l0 has shape (34, 8), expected (32, 8)")
+    with pytest.raises(ValueError, match=r"^state_dict: ") as raised:
+        fb.from_state_dict(lstm, "LSTM")
+    for word in words:
+        assert word in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +568,7 @@ def test_faults_of_plain_files_keep_their_kind(tmp_path):
     arrays = fb.GRU(4, 5).state_dict()
     halves = {name: y.astype(np.float16) for name, y in arrays.items()}
     np.savez(tmp_path / "halves.npz", **halves)
-    with pytest.raises(TypeError, match=r"halves\.npz: dtype: expected float32 or float64"):
+    with pytest.raises(TypeError, match=r"halves\.npz: .*bias_hh_l0: expected float32, got"):
         fb.load(tmp_path / "halves.npz")
     np.savez(tmp_path / "plain.npz", **arrays)
     with pytest.raises(TypeError, match=r"plain\.npz.*'clip'"):
@@ -547,7 +611,7 @@ def test_state_dicts_with_odd_keys():
         fb.from_state_dict({**arrays, "weight_ih_l999999999": np.zeros((15, 5))})
     with pytest.raises(
         TypeError,
-        match=r"a\.weight_\w+: expected a dense .* float32 or float64, got torch.bfloat16",
+        match=r"weight_ih_l0: expected a dense .* float32 or float64, got torch.bfloat16",
     ):
         fb.from_state_dict(
             {f"a.{name}": torch.tensor(y).bfloat16() for name, y in arrays.items()}, prefix="a."
