@@ -3,7 +3,7 @@
 import numpy as np
 import reference
 from numpy.testing import assert_allclose
-from strategies import GATES
+from reference import GATES
 from tolerances import tolerance
 
 import fastbptt as fb

@@ -224,7 +224,9 @@ CELLS = {
     "LSTM": (_lstm_step, _lstm_adjoint),
     "MGU": (_mgu_step, _mgu_adjoint),
 }
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "MGU": 2}
+# the gates in the order of the rows of the weights; the plain net has none, and rows all the same
+LETTERS = {"RNN": "", "GRU": "rzn", "LSTM": "ifgo", "MGU": "fn"}
+GATES = {kind: max(len(letters), 1) for kind, letters in LETTERS.items()}
 
 
 def _of_layer(params, suffix):
@@ -251,8 +253,7 @@ def net_forward(
     D, H = 1 + bidirectional, state[0].shape[2]
     step, _ = CELLS[kind]
     lengths = [T] * B if lengths is None else lengths
-    letters = {"RNN": "", "GRU": "rzn", "LSTM": "ifgo", "MGU": "fn"}[kind]
-    names = ["h", *("c" if kind == "LSTM" else ""), *letters]
+    names = ["h", *("c" if kind == "LSTM" else ""), *LETTERS[kind]]
     inside = {name: np.zeros((num_layers * D, T, B, H)) for name in names}
     last = tuple(part.copy() for part in state)
     caches, inputs, y = {}, [], x

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
+from reference import GATES
 
 # Around the widths of registers and tiles, where a kernel's tails are, and 1.
 SIZES = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65]
@@ -133,7 +134,6 @@ KINDS = [
     ("LSTM", {}),
     ("MGU", {}),
 ]
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "MGU": 2}
 
 
 @st.composite
