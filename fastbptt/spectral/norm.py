@@ -40,13 +40,13 @@ class _Interval(NamedTuple):
     lower: float  # log ||P|| is at least this, but for rounding
     estimate: float
     upper: float  # log ||P|| is at most this, but with probability delta
-    delta: float
+    delta: float  # 0 where they are exact
     half_sweeps: int  # passes over the chain that the interval took
     converged: bool  # whether upper - lower <= tol
     u: np.ndarray  # (N_t,): left singular vector, as far as it is known
     v: np.ndarray  # (N_s,): right
     condition: float  # largest 1/|u_r·v_r| on the way: rounding of a step counts so much more
-    method: str
+    method: str  # what found it: "explicit" too where rounding made the product itself be tried
     rounding: float  # nats by which passes forward and back disagree, or eps·condition if larger
 
 
@@ -109,7 +109,8 @@ def log_norm(
     delta : float
         Probability with which `upper` may be wrong.
     max_sweeps : int
-        Half-sweeps (applications of P or P') at most.
+        Half-sweeps (applications of P or P') at most; the product itself, where rounding makes it
+        be tried (see the notes), is one more.
     method : str
         "explicit": the product itself, as a graded factor; exact to rounding.  "lanczos":
         Golub-Kahan-Lanczos from one Gaussian vector.  "block": `probes` Gaussian vectors and
@@ -249,6 +250,7 @@ def _block(
         one = log_norm_of(carried.U, carried.e)
         if not math.isfinite(one):  # zero on a random block, or NaN
             lower = upper = estimate = one
+            delta = 0.0
             break
         scaled, grown = factor(carried.U, carried.e)
         total, nats = scaled @ total, nats + grown
@@ -257,6 +259,7 @@ def _block(
         lower = max(lower, one)
         if k == N:
             upper = estimate = lower
+            delta = 0.0
             break
         upper = max(min(upper, (nats + upper_margin(k, delta)) / m), lower)
         gap = 1.0
@@ -296,10 +299,9 @@ def _lanczos(
         base = nats if m == 0 else base
         if m == 0 and not math.isfinite(nats):  # zero on a random vector, or NaN
             sure = not math.isnan(nats)
-            u, none = np.zeros(chain.size(t)), math.nan
-            return NormEstimate(
-                nats, nats, nats, delta, 1, sure, u, right[0], none, "lanczos", none
-            )
+            seen = (math.inf, 0.0) if sure else (math.nan, math.nan)
+            u, v = np.zeros(chain.size(t)), right[0]
+            return NormEstimate(nats, nats, nats, 0.0, 1, sure, u, v, seen[0], "lanczos", seen[1])
         y = y * math.exp(nats - base)
         # along the last of `own` it is what the sweep before found, along the others nothing
         apart = np.zeros(len(own))
@@ -317,7 +319,7 @@ def _lanczos(
         bounds(numbers, m, room_of(delta, length), found)
         lower, upper = (math.log(x) + base for x in found[0].tolist())
         spent = norm <= _SPENT * found[0, 0] or len(own) + 1 > len(y)
-        upper = lower if spent else upper
+        upper, delta = (lower, 0.0) if spent else (upper, delta)
         if norm > 0:
             own.append(y / norm)
         if spent or upper - lower <= tol:

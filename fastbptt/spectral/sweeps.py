@@ -6,6 +6,7 @@ import numpy as np
 
 from ..chains import Chain
 from ..kernels.lanczos import bounds, orthogonalise
+from ..matrix_norms import MOST_UNITS
 from ..threads import share
 from .factors import room_of
 
@@ -122,8 +123,13 @@ def window_sweeps(
 
 
 def log_norms_of_steps(chain: Chain, t: int, s: int, rng: np.random.Generator) -> np.ndarray:
-    """Upper bounds (t-s,) of log ||J_r||, r = s+1 .. t; of rectangular ones by Frobenius' norm."""
+    """Upper bounds (t-s,) of log ||J_r||, r = s+1 .. t; of rectangular ones by Frobenius' norm.
+
+    Of small states they are the norms themselves.
+    """
     sizes = {chain.size(r) for r in range(s, t + 1)}
+    if max(sizes) <= MOST_UNITS:
+        return chain.step_norms(np.arange(s, t))
     if len(sizes) == 1:
         return window_sweeps(chain, 1, np.arange(s, t), rng)
     with np.errstate(divide="ignore"):
