@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         "diagnose", help="read a sequence through a net and say what becomes of its gradient"
     )
     norms = commands.add_parser(
-        "norms", help="norms of Jacobian products over every lag, as intervals, and exponents"
+        "norms", help="norms of Jacobian products, of all and by lag, as intervals, and exponents"
     )
     norms.add_argument(
         "--jacobians", metavar="FILE.npy", help="(T, N, N), the first to be applied first; no net"
@@ -318,6 +318,8 @@ def _given_jacobians(args: argparse.Namespace) -> Any:
         y: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         if y.dtype.kind not in "fiu":
             raise ValueError("expected one array of real numbers")
+        if y.ndim != 3 or y.shape[1] != y.shape[2]:
+            raise ValueError(f"expected shape (T, N, N), square matrices, got {y.shape}")
         if str(y.dtype) not in ("float32", "float64"):
             y = y.astype(np.float64)
         chain = MatrixChain(y)

@@ -141,17 +141,28 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
     exact = np.log(np.linalg.norm(np.linalg.multi_dot(J[::-1]), 2))
     assert f"log ||P|| = {exact:.6g} nats" in out
     assert "Lyapunov exponents" in out
+    table = out
     code, out, _ = run(capsys, "norms", "--jacobians", "J.npy", "--json")
     found = json.loads(out)
     assert abs(found["norm"]["estimate"] - exact) < 1e-9
     assert [row["lag"] for row in found["windows"]] == [1, 2, 4, 8, 16, 32]
-    assert all(row["largest_textbook"] > row["max"] for row in found["windows"])
+    assert all(row["largest_textbook"] > row["max"] - 1e-9 for row in found["windows"])
+    for row in found["windows"]:
+        own = fb.growth_map(fb.MatrixChain(J), [row["lag"]])
+        assert row["smallest_lower"] <= own.estimate[0, row["lag"] :].min() + 1e-9
+        assert row["largest_upper"] >= own.estimate[0, row["lag"] :].max() - 1e-9
+        assert f"{row['smallest_lower']:.4g} " in table
+        assert f"{row['largest_upper']:.4g} " in table
+        assert row["delta"] == own.delta[0]
+        assert row["worst_error"] == "nan"  # of windows solved one by one
     code, out, _ = run(
         capsys, "norms", "--cell", "lstm", "--hidden", "6", "--steps", "200", "--json"
     )
     assert code == 0
     found = json.loads(out)
     assert (found["steps"], found["size"]) == (200, 12)
+    last = found["windows"][-1]  # of two passes, whose upper is no bound
+    assert (last["delta"], last["worst_error"] >= 0) == ("nan", True)
     assert found["norm"]["lower"] <= found["norm"]["upper"] < 0
     assert found["bounds"]["steps"] > found["norm"]["upper"]
 
@@ -160,7 +171,7 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
     ("argv", "message"),
     [
         ("--jacobians missing.npy", "--jacobians missing.npy: No such file"),
-        ("--jacobians flat.npy", "expected shape (T, N, N)"),
+        ("--jacobians flat.npy", "expected shape (T, N, N), square matrices, got (3, 4)"),
         ("--jacobians words.npy", "real numbers"),
         ("--jacobians flat.npy --plot a.word", "--plot a.word"),
         ("--jacobians junk.npy", "--jacobians junk.npy: the magic string is not correct"),

@@ -34,21 +34,25 @@ class NormsReport:
     spectrum: LyapunovSpectrum
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Of each lag the least, the median and the largest window and upper bounds, nats."""
-        rows = []
-        for lag, estimate, upper, textbook, note in zip(
-            self.windows.lags.tolist(),
-            self.windows.estimate,
-            self.windows.upper,
-            self.windows.textbook,
-            self.windows.notes,
-            strict=True,
+        """Of each lag the least, median and largest estimate and what all windows lie between."""
+        rows, windows = [], self.windows
+        for i, (lag, textbook) in enumerate(
+            zip(windows.lags.tolist(), windows.textbook, strict=True)
         ):
-            known = np.sort(estimate[lag:])  # no mean of two, which may be infinite
-            middle = known[(len(known) - 1) // 2]
-            row = dict(zip(("min", "median", "max"), (known[0], middle, known[-1]), strict=True))
-            largest = {"largest_upper": upper[lag:].max(), "largest_textbook": textbook[lag:].max()}
-            rows.append({"lag": lag, **row, **largest, "note": note})
+            known = np.sort(windows.estimate[i, lag:])  # no mean of two, which may be infinite
+            row = {
+                "lag": lag,
+                "smallest_lower": windows.lower[i, lag:].min(),
+                "min": known[0],
+                "median": known[(len(known) - 1) // 2],
+                "max": known[-1],
+                "largest_upper": windows.upper[i, lag:].max(),
+                "largest_textbook": textbook[lag:].max(),
+                "delta": windows.delta[i],
+                "worst_error": windows.worst_error[i],
+                "note": windows.notes[i],
+            }
+            rows.append(row)
         return rows
 
     def __str__(self) -> str:
@@ -62,11 +66,12 @@ class NormsReport:
             f"{bounds.windows:.4g} (windows of {bounds.lag})"
             + ("" if math.isnan(bounds.classical) else f", {bounds.classical:.4g} (classical)"),
             "",
-            f"{'lag':>8} {'min':>10} {'median':>10} {'max':>10}   log ||P(t, t-lag)||, nats",
+            "log ||P(t, t-lag)||, nats: estimates, and the ends of the lowest and highest interval",
+            f"{'lag':>8} {'lower':>10} {'min':>10} {'median':>10} {'max':>10} {'upper':>10}",
         ]
+        names = ("smallest_lower", "min", "median", "max", "largest_upper")
         lines += [
-            f"{row['lag']:>8} {row['min']:>10.4g} {row['median']:>10.4g} {row['max']:>10.4g}   "
-            f"{row['note']}"
+            f"{row['lag']:>8} {' '.join(f'{row[name]:>10.4g}' for name in names)}   {row['note']}"
             for row in self._rows()
         ]
         lines += ["", "Lyapunov exponents, nats a step"]
