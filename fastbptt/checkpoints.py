@@ -1,7 +1,7 @@
 """BPTT that keeps one state in many, and runs each segment of time again when it goes back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -51,6 +51,12 @@ class CheckpointedTrace:
             self.state = self._segment(span, state, keep=False).state
             parts = self.state if weights.design.has_c else (self.state,)
             state = tuple(np.reshape(part, whole) for part in parts)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """What a trace has and this one has not is told; `hasattr` says False."""
+        has = f"{name!r} of {type(self).__name__}: expected one of backward, state"
+        hint = "; make the trace without `checkpoint`" if hasattr(Trace, name) else ""
+        raise AttributeError(has + hint, name=name, obj=self)
 
     def _segment(
         self, span: tuple[int, int], state: tuple[np.ndarray, ...] | None, keep: bool

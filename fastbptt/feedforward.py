@@ -27,9 +27,9 @@ class FeedForward:
 
     Parameters
     ----------
-    weights : sequence of L ndarrays (n_l, n_{l-1})
+    weights : sequence of L ndarrays (n_l, n_{l-1}), or ndarray (L,n,n)
         float32 or float64, all of one dtype.
-    biases : sequence of L ndarrays (n_l,), optional
+    biases : sequence of L ndarrays (n_l,), or ndarray (L,n), optional
     nonlinearity : {"tanh", "relu", "sigmoid"}
         Of every layer.
 
@@ -66,10 +66,10 @@ class FeedForward:
             if w.ndim != 2 or 0 in w.shape or (l and w.shape[1] != below):
                 columns = "n" if below is None else below
                 raise ValueError(f"weights[{l}]: expected shape (m, {columns}), got {w.shape}")
-        if biases is not None and (
-            not isinstance(biases, Sequence) or len(biases) != len(self.weights)
-        ):
-            raise ValueError(f"biases: expected {len(self.weights)}, one a layer")
+        given = len(biases) if isinstance(biases, Sequence) or np.ndim(biases) else -1
+        if biases is not None and given != len(self.weights):
+            got = type(biases).__name__ if given < 0 else given
+            raise ValueError(f"biases: expected {len(self.weights)}, one a layer, got {got}")
         self.biases = (
             biases
             if biases is None

@@ -335,13 +335,21 @@ def test_what_is_no_feed_forward_net():
         (([w, w],), ValueError, r"weights\[1\]: expected shape \(m, 3\)"),
         (([],), TypeError, "weights"),
         (([w], [np.zeros(4)]), ValueError, r"biases\[0\]"),
-        (([w], []), ValueError, "biases: expected 1"),
+        (([w], []), ValueError, "biases: expected 1, one a layer, got 0"),
+        (([w], np.zeros((2, 3))), ValueError, "biases: expected 1, one a layer, got 2"),
+        (([w], 3.0), ValueError, "biases: expected 1, one a layer, got float"),
         (([w], None, "selu"), ValueError, "nonlinearity"),
     ):
         with pytest.raises(error, match=message):
             fb.FeedForward(*given_)
     with pytest.raises(ValueError, match="x: expected shape"):
         fb.FeedForward([w]).trace(np.zeros((2, 3)))
+
+
+def test_biases_in_one_array():
+    weights, biases = np.random.default_rng(43).normal(size=(5, 4, 5))[:, :, :4], np.eye(5)[:, :4]
+    x = np.ones((2, 4))
+    assert_equal(fb.FeedForward(weights, biases)(x), fb.FeedForward(weights, list(biases))(x))
 
 
 def test_a_gru_at_rest():

@@ -1,5 +1,7 @@
 """BPTT over checkpoints: against the reference, and against the trace that keeps everything."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -121,3 +123,14 @@ def test_bad_gradients_and_nets():
         trace.backward(d_state=np.zeros((1, 3), np.float32))
     with pytest.raises(TypeError, match="input_gradient"):
         trace.backward(input_gradient=None)
+
+
+def test_what_a_trace_with_checkpoints_has_not_is_told():
+    trace = fb.RNN(2, 3).trace(np.zeros((9, 2), np.float32), checkpoint=4)
+    for name in ("chain", "inside"):
+        with pytest.raises(AttributeError, match=f"'{name}' of Ch.*without `checkpoint`"):
+            getattr(trace, name)
+    with pytest.raises(AttributeError, match=r"'words' of CheckpointedTrace: .* state$"):
+        trace.words  # noqa: B018
+    assert not hasattr(trace, "output")
+    assert_array_equal(copy.copy(trace).state, trace.state)
