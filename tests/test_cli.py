@@ -153,15 +153,15 @@ def test_norms_of_a_net_and_of_given_jacobians(capsys, folder):
         assert row["largest_upper"] >= own.estimate[0, row["lag"] :].max() - 1e-9
         assert f"{row['smallest_lower']:.4g} " in table
         assert f"{row['largest_upper']:.4g} " in table
-        assert row["delta"] == own.delta[0]
-        assert row["worst_error"] == "nan"  # of windows solved one by one
+        # of windows solved one by one, or of two passes, whose upper is no bound
+        assert (row["delta"], row["worst_error"] == "nan") in ((1e-6, True), ("nan", False))
     code, out, _ = run(
         capsys, "norms", "--cell", "lstm", "--hidden", "6", "--steps", "200", "--json"
     )
     assert code == 0
     found = json.loads(out)
     assert (found["steps"], found["size"]) == (200, 12)
-    last = found["windows"][-1]  # of two passes, whose upper is no bound
+    last = found["windows"][-1]
     assert (last["delta"], last["worst_error"] >= 0) == ("nan", True)
     assert found["norm"]["lower"] <= found["norm"]["upper"] < 0
     assert found["bounds"]["steps"] > found["norm"]["upper"]
