@@ -1,12 +1,12 @@
 """Nets from the weights of ONNX's operators and Keras' layers, given as plain arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import checks
-from .loading import from_state_dict
+from .loading import from_state_dict, sizes_said, usual_dtype
 from .network import Network
 
 _ACTIVATIONS = {"GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
@@ -114,8 +114,9 @@ def from_onnx(
         raise TypeError("reset_after: linear_before_reset says this of ONNX's GRU")
     Ws, Rs = _layers(W), _layers(R)
     Bs = [None] * len(Ws) if B is None else _layers(B)
-    if not len(Ws) == len(Rs) == len(Bs):
-        raise ValueError(f"W, R, B: expected as many of each, got {len(Ws)}, {len(Rs)}, {len(Bs)}")
+    if not 0 < len(Ws) == len(Rs) == len(Bs):
+        got = f"{len(Ws)}, {len(Rs)}, {len(Bs)}"
+        raise ValueError(f"W, R, B: expected as many of each, one or more, got {got}")
     flag = linear_before_reset
     flag = flag if isinstance(flag, bool) else checks.size(flag, "linear_before_reset", least=0)
     if flag > 1:
@@ -125,23 +126,28 @@ def from_onnx(
     if activations is not None:
         _of_words(activations)
         options |= _nonlinearity(kind, tuple(word.lower() for word in activations), options)
-    arrays: dict[str, np.ndarray] = {}
+    stack = []
     for layer, (w, r, b) in enumerate(zip(Ws, Rs, Bs, strict=True)):
-        w, r = (_of_rank(y, name, 3) for y, name in ((w, "W"), (r, "R")))
-        rows = w.shape[1]
-        b = np.zeros((len(w), 2 * rows), w.dtype) if b is None else _of_rank(b, "B", 2)
-        if not len(w) == len(r) == len(b) or b.shape[1] != 2 * rows:
-            raise ValueError(
-                f"W, R, B: expected (D, GH, I), (D, GH, H) and (D, 2 GH), got {w.shape}, {r.shape} "
-                f"and {b.shape}"
-            )
-        fits = {1: (None, "forward"), 2: (None, "bidirectional")}.get(len(w), ())
-        if direction not in fits:
+        given = (w, r) if b is None else (w, r, b)
+        part = _Part(layer, 0, ("W", "R", "B"), len(Ws), given, (3, 3, 2))
+        D = len(part.arrays[0])
+        if direction not in {1: (None, "forward"), 2: (None, "bidirectional")}.get(D, ()):
             wanted = "1 or 2" if direction is None else f"that of direction {direction!r}"
-            raise ValueError(f"W: expected D of {wanted}, got {len(w)}")
-        for d in range(len(w)):
-            given = w[d], r[d], b[d, :rows], b[d, rows:]
-            arrays |= _reordered(given, _named(layer, d), order, kind)
+            raise ValueError(f"{part.labels[0]}: expected D of {wanted}, got {D}")
+        stack.append(part)
+    shapes = [[y.shape for y in part.arrays] for part in stack]
+    said = [n for w, r, *b in shapes for n in (w[1], r[1], *(y[1] // 2 for y in b))]
+    H = _hidden_size(said, [r[2] for _, r, *_ in shapes], len(order))
+    (D, _, I), rows = shapes[0][0], len(order) * H
+    dtype = usual_dtype(y for part in stack for y in part.arrays)
+    arrays: dict[str, np.ndarray] = {}
+    for part in stack:
+        inputs = D * H if part.layer else max(I, 1)
+        part.check(dtype, [(D, rows, inputs), (D, rows, H), (D, 2 * rows)])
+        w, r, b = (*part.arrays, np.zeros((D, 2 * rows), dtype))[:3]
+        for d in range(D):
+            one = w[d], r[d], b[d, :rows], b[d, rows:]
+            arrays |= _reordered(one, _named(part.layer, d), order, kind)
     net = from_state_dict(arrays, kind, **options)
     if hidden_size not in (None, net.hidden_size):
         raise ValueError(f"hidden_size: expected {net.hidden_size}, as R has, got {hidden_size!r}")
@@ -196,32 +202,82 @@ def from_keras(
             raise TypeError(f"weights: expected a list of arrays, got {type(given).__name__}")
     if kind == "GRU":
         options["reset_after"] = checks.flag(reset_after, "reset_after")
-    arrays: dict[str, np.ndarray] = {}
+    parts = []
     for layer, given in enumerate(stack):
-        split = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3)}.get(len(given))
-        if split is None:
+        D, count = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3)}.get(len(given), (0, 0))
+        if not D:
             raise ValueError(
                 f"weights: expected 2 or 3 arrays a direction, got {len(given)} in layer {layer}"
             )
-        directions, count = split
-        for direction in range(directions):
-            kernel, recurrent, *bias = given[direction * count : (direction + 1) * count]
-            w, r = _of_rank(kernel, "kernel", 2).T, _of_rank(recurrent, "recurrent_kernel", 2).T
-            b = np.asarray(bias[0]) if bias else np.zeros(len(w), w.dtype)
-            pair, one = (2, len(w)), (len(w),)
-            shape = pair if bias and kind == "GRU" and reset_after else one
-            if b.shape != shape:
-                turned = kind == "GRU" and b.shape in (pair, one)
-                hint = f"; was the layer made with reset_after={not reset_after}?" * turned
-                raise ValueError(f"bias: expected shape {shape}, got {b.shape}{hint}")
-            both = b if b.ndim == 2 else np.stack([b, np.zeros_like(b)])
-            arrays |= _reordered((w, r, *both), _named(layer, direction), order, kind)
+        for d in range(D):
+            one, names = given[d * count :][:count], ("kernel", "recurrent_kernel", "bias")
+            parts.append(_Part(layer, d, names, len(stack), one, (2, 2, None)))
+    shapes = [[y.shape for y in part.arrays] for part in parts]
+    said = [n for part in shapes for shape in part for n in shape[-1:]]
+    H = _hidden_size(said, [r[0] for _, r, *_ in shapes], len(order))
+    I, rows = shapes[0][0][0], len(order) * H
+    D = sum(part.layer == 0 for part in parts)
+    for layer in range(len(stack)):
+        if (got := sum(part.layer == layer for part in parts)) != D:
+            raise ValueError(
+                f"weights: expected {D} directions in every layer, got {got} in layer {layer}"
+            )
+    dtype = usual_dtype(y for part in parts for y in part.arrays)
+    two = kind == "GRU" and reset_after
+    arrays: dict[str, np.ndarray] = {}
+    for part in parts:
+        kernel, recurrent, *bias = part.arrays
+        hint = "of several layers give a list of lists" if part.direction and not nested else ""
+        turned = kind == "GRU" and bias and bias[0].shape == ((rows,) if two else (2, rows))
+        of_bias = f"was the layer made with reset_after={not two}?" if turned else hint
+        part.check(
+            dtype,
+            [(D * H if part.layer else max(I, 1), rows), (H, rows), (2, rows) if two else (rows,)],
+            [hint, hint, of_bias],
+        )
+        both = np.zeros((2, rows), dtype)
+        both[: 1 + two] = bias[0] if bias else 0  # without reset_after of the input alone
+        suffix = _named(part.layer, part.direction)
+        arrays |= _reordered((kernel.T, recurrent.T, *both), suffix, order, kind)
     return from_state_dict(arrays, kind, **options)
 
 
-def _of_rank(y: Any, name: str, rank: int) -> np.ndarray:
+class _Part:
+    """Arrays of one layer, of Keras in one direction, under the names that they were given by."""
+
+    def __init__(
+        self,
+        layer: int,
+        direction: int,
+        names: tuple[str, ...],
+        layers: int,
+        given: Sequence[Any],  # without a bias if there is none
+        ranks: tuple[int | None, ...],
+    ) -> None:
+        self.layer, self.direction = layer, direction
+        of_layer = f" of layer {layer}" if layers > 1 else ""
+        self.labels = ["backward " * direction + name + of_layer for name in names]
+        self.arrays = [
+            _of_rank(y, label, rank)
+            for y, label, rank in zip(given, self.labels, ranks, strict=False)
+        ]
+
+    def check(
+        self, dtype: np.dtype, shapes: Sequence[tuple[int, ...]], hints: Sequence[str] = ("",) * 3
+    ) -> None:
+        for y, label, shape, hint in zip(self.arrays, self.labels, shapes, hints, strict=False):
+            checks.shaped(y, label, dtype, shape, hint)
+
+
+def _hidden_size(rows: Iterable[int], columns: Iterable[int], gates: int) -> int:
+    """What most arrays say; 1, which others than empty ones refuse, if none says any."""
+    said = sizes_said(rows, filter(None, columns), gates).most_common(1)
+    return said[0][0] if said else 1
+
+
+def _of_rank(y: Any, name: str, rank: int | None) -> np.ndarray:
     y = np.asarray(checks.of_torch(y, name))
-    if y.ndim != rank:
+    if rank is not None and y.ndim != rank:
         raise ValueError(f"{name}: expected {rank} dimensions, got shape {y.shape}")
     return y
 
@@ -237,10 +293,6 @@ def _reordered(
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     result = {}
     for name, y in zip(names, given, strict=True):
-        if len(y) % len(order):
-            raise ValueError(
-                f"{name}{suffix}: expected a multiple of {len(order)} rows of gates, got {len(y)}"
-            )
         gates = np.split(y, len(order))
         result[name + suffix] = np.concatenate([gates[order.index(letter)] for letter in wanted])
     return result
