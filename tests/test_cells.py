@@ -157,17 +157,42 @@ def test_a_gru_at_rest_stays_there():
         assert_allclose(got, u @ np.linalg.matrix_power(J, 5), rtol=1e-13)
 
 
-def test_without_recurrent_weights_an_lstm_sums_what_its_gates_let_through():
-    """W_hh = 0: c_t = sum_s i_s g_s prod_{r>s} f_r, by the gates of x alone."""
-    net = fb.LSTM(4, 7, bias=False, dtype=np.float64, rng=0)
-    net.weight_hh_l0 = np.zeros((28, 7))
-    x = np.random.default_rng(0).normal(size=(6, 3, 4))
-    i, f, g, o = np.split(x @ net.weight_ih_l0.T, 4, axis=-1)
-    i, f, o, g = *(1 / (1 + np.exp(-a)) for a in (i, f, o)), np.tanh(g)
-    c = sum(i[s] * g[s] * np.prod(f[s + 1 :], axis=0) for s in range(6))
-    output, (_, last) = net(x)
-    assert_allclose(last[0], c, rtol=1e-13, atol=1e-15)
-    assert_allclose(output[-1], o[-1] * np.tanh(c), rtol=1e-13, atol=1e-15)
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_without_recurrent_weights_a_net_sums_what_its_gates_let_through(kind, options):
+    """W_hh = 0: the state is sum_s new_s prod_{r>s} kept_r, by the gates of x and the biases alone.
+
+    kept is 0 of a plain net, an LSTM's f (of c), a GRU's z and 1 - f of an MGU.
+    """
+    net = getattr(fb, kind)(4, 7, dtype=np.float64, rng=0, **options)
+    net.weight_hh_l0 = np.zeros_like(net.weight_hh_l0)
+    rng = np.random.default_rng(0)
+    x, state, d_state = (rng.normal(size=shape) for shape in ((6, 3, 4), (1, 3, 7), (1, 3, 7)))
+    b_ih, b_hh = (np.split(b, reference.GATES[kind]) for b in (net.bias_ih_l0, net.bias_hh_l0))
+    a = np.split(x @ net.weight_ih_l0.T, reference.GATES[kind], axis=-1)
+    gates = [1 / (1 + np.exp(-(y + b + c))) for y, b, c in zip(a, b_ih, b_hh, strict=True)]
+    if kind == "RNN":
+        value = reference.VALUE[options["nonlinearity"]](a[0] + b_ih[0] + b_hh[0])
+        kept, new, shown = np.zeros_like(value), value, None
+    elif kind == "LSTM":
+        i, kept, _, shown = gates
+        new = i * np.tanh(a[2] + b_ih[2] + b_hh[2])
+    elif kind == "GRU":  # r multiplies the bias alone, and nothing if it comes before W_hh
+        r = gates[0] if options["reset_after"] else 1.0
+        kept, shown = gates[1], None
+        new = (1 - kept) * np.tanh(a[2] + b_ih[2] + r * b_hh[2])
+    else:
+        f, kept, shown = gates[0], 1 - gates[0], None
+        new = f * np.tanh(a[1] + b_ih[1] + b_hh[1])
+    begin = state[0] * np.prod(kept, axis=0)
+    last = begin + sum(new[s] * np.prod(kept[s + 1 :], axis=0) for s in range(6))
+    given = (np.zeros_like(state), state) if kind == "LSTM" else state
+    trace = net.trace(x, given)
+    assert_allclose(parts_of(trace.state)[-1][0], last, rtol=1e-13, atol=1e-15)
+    output = last if shown is None else shown[-1] * np.tanh(last)
+    assert_allclose(trace.output[-1], output, rtol=1e-13, atol=1e-15)
+    d_given = (np.zeros_like(d_state), d_state) if kind == "LSTM" else d_state
+    before = parts_of(trace.backward(d_state=d_given).state)[-1]
+    assert_allclose(before, d_state * np.prod(kept, axis=0), rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
