@@ -2,7 +2,7 @@
 
 import numpy as np
 import reference
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from reference import GATES
 from tolerances import tolerance
 
@@ -109,3 +109,11 @@ def everything(net, arrays, state, d_state, **keywords):
     states = [*parts_of(trace.state), *parts_of(grads.state)]
     steps = [*grads.per_step.values(), *trace.inside().values()]
     return [trace.output, grads.x, *states, *steps, *grads.params.values()]
+
+
+def same(one, other):
+    """The same kind of net, options and parameters."""
+    assert repr(one) == repr(other)
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for name, y in one.state_dict().items():
+        assert_array_equal(y, other.state_dict()[name])
