@@ -1,6 +1,7 @@
 """One layer in one direction: its forward pass, and back-propagation through it."""
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -25,9 +26,10 @@ from .weights import Layer, Sizes
 _CHUNK_BYTES = 1 << 19
 # Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.
 _CHUNKS_AHEAD = 2
-# Multiply-adds of one call of a forward kernel, some 50 ms: Ctrl-C is heard between two.  For
-# several threads a call is a hand-over of 0.1 ms: calls a quarter as long took two 1 to 8 % more.
-_CALL = 4e9
+# Multiply-adds of a thread in one call of a forward kernel, 0.06 to 0.14 s: Ctrl-C is heard between
+# two.  A call is a hand-over, 0.3 ms where a long one has emptied the caches: calls of two threads
+# a quarter as long, all but the last, took 2 to 4 % more with 512 and 1024 units.
+_CALL = 8e9
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 # Bytes of W_hh for each of two members with which a step begins with the half of the state that is
 # there (`sweeps.forward`): up to what L1 holds, or between what L1 is to L2 and what L2 holds.  A
@@ -162,12 +164,15 @@ class LayerPass:
             self._clear_padding()
 
     def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
-        """Steps of a call of a kernel that does `work` times what a forward pass does."""
+        """Steps of a call of a kernel that does `work` times what a forward pass does, for T."""
         if self._steps >= T:
             return self._steps
         H, Hp = layer.hidden_size, layer.sizes.Hp
         step = N * len(layer.design.gates) * Hp * (layer.input_size + H) + _STEP
-        return max(1, int(_CALL / (work * step * self._steps))) * self._steps
+        chunks = -(-T // self._steps)
+        most = max(1, int(_CALL * available(math.inf) / (work * step * self._steps)))
+        calls = -(-chunks // most)
+        return -(-chunks // calls) * self._steps  # of nearly equal length
 
     @staticmethod
     def _unit_members(layer: Layer, threads: int, N: int) -> int:

@@ -33,7 +33,7 @@ _WIDE1, _WIDE2, _WIDE3 = PANELS[1], PANELS[2], PANELS[3]
 # few where two FMAs begin in a cycle: there it is always two panels, and what L1 does not hold,
 # longer streams of them read 8 % faster.
 _SINGLE_FROM, _SINGLE_TO = (kb * 1024 // (2 * VECTORS * REGISTER_BYTES) for kb in (24, 64))
-_LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
+LONG = (1 << 16) // REGISTER_BYTES  # registers of W beyond which L1 holds little of it
 # K up to which many rows go by tiles of three rows and two panels, where as many panels make a tile
 # of two rows: with 16 registers seven loads for twelve multiply-adds, not eight, and a line fetched
 # at each fourth k, not at each.  A stream of nine rows of 64 to 256 units takes 0.88 to 0.97 of
@@ -99,7 +99,7 @@ def row_matmul(A, W, N, S, C):
 
     Behind a call, a step of one sequence of 64 units took 0.19 us and not 0.15.
     """
-    if FMAS == 2 and _LONG * lanes_of(A) < N * W.K:
+    if FMAS == 2 and LONG * lanes_of(A) < N * W.K:
         _long_row_matmul(A, W, N, S, C)
     else:
         _row_matmul(A, W, N, S, C, False)
