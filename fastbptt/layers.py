@@ -144,6 +144,7 @@ class LayerPass:
                 bring_back(chunk, working)
 
         call = self._call_steps(layer, N, T)
+        weights = N if sequences.dense else sequences.lengths
         for t0 in range(0, T, call):
             t1 = min(t0 + call, T)
             cost = self._cost(layer, sequences, t0, t1)
@@ -152,7 +153,7 @@ class LayerPass:
             if threads == 1 and N:
                 run(t0, t1, 0, N)
                 continue
-            by_sequences = partial(share, partial(run, t0, t1), sequences.lengths, cost)
+            by_sequences = partial(share, partial(run, t0, t1), weights, cost)
             if members:
                 known = record(sizes, N, members, (t1 - t0).bit_length(), False)
                 known.call(partial(run, t0, t1, 0, N, members), by_sequences, t1 - t0)

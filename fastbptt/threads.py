@@ -179,19 +179,25 @@ def available(cost: float) -> int:
     return get_num_threads()
 
 
-def slices(weights: Sequence[float] | np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Slices [first, last) of range(len(weights)), `count` if there are as many, of like sums."""
-    size = len(weights)
+def slices(weights: int | np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Slices [first, last) of so many of like sums, `count` if there are as many; an int is a size.
+
+    Of elements that weigh alike, then: NumPy took as long for it as to wake a thread.
+    """
+    size = weights if isinstance(weights, int) else len(weights)
     count = min(count, size)
     if count <= 1:
         return [(0, size)] if size else []
-    total = np.cumsum(weights)
-    ends = np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1
-    cuts = [0, *ends.tolist(), size]
+    if isinstance(weights, int):
+        ends = [-(-size * i // count) for i in range(1, count)]
+    else:
+        total = np.cumsum(weights)
+        ends = (np.searchsorted(total, total[-1] * np.arange(1, count) / count - 1e-9) + 1).tolist()
+    cuts = [0, *ends, size]
     return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
 
 
-def share(work: Callable[[int, int], None], weights: np.ndarray, cost: float) -> None:
+def share(work: Callable[[int, int], None], weights: int | np.ndarray, cost: float) -> None:
     """Call work(first, last) for the `slices`, side by side; `cost` multiply-adds in all."""
     side_by_side([functools.partial(work, *own) for own in slices(weights, available(cost))])
 

@@ -104,8 +104,9 @@ def test_shares_cover_the_range_once():
             def visit(first, last, seen=seen):
                 seen[first:last] += 1
 
-            threads.share(visit, np.ones(size), 1e9)
+            threads.share(visit, size, 1e9)
             assert (seen == 1).all()
+            assert threads.slices(size, count) == threads.slices(np.ones(size), count)
 
 
 @pytest.mark.usefixtures("every_call_is_shared")

@@ -10,8 +10,8 @@ from .simd import fetch, fetch_to_L2, lanes_of, rows, shifted
 # Of few sequences, what a step back reads is fetched a step before, where all of it is more bytes
 # than L2 keeps from the forward pass: 1000 and 2000 steps of 64 units took 1 to 4 % longer with it.
 AWAY = 1536 << 10
-# And where W_hh leaves it room in L2.  With 1 MB steps back of an LSTM of 256 units took 0.96 of the
-# time on Zen 5, and those of a plain net of 512 units as long, on Zen 4 1.02.
+# And where W_hh leaves it room in L2.  With 1 MB, an LSTM of 256 units took 0.96 of the time on
+# Zen 5, a plain net of 512 as long, on Zen 4 1.02.
 STAYS = 1 << 20
 
 

@@ -196,7 +196,7 @@ class JacobianStream:
                 cell = self._weights.stacked_cell
                 kernels.stream(cell, part, ax, work, starts, (start, b0, b1), carried)
 
-            share(rows, np.ones(B), cost * len(part))
+            share(rows, B, cost * len(part))
             self.steps += len(part)
         self._note_curve()
 

@@ -40,7 +40,7 @@ class Sweeps:
                 part = slice(i * some, (i + 1) * some)
                 out[part] = self._solve(firsts[part], N, np.random.default_rng(seeds[i]))
 
-        share(work, np.ones(len(seeds)), float(count) * self._lag * N * N * self._most)
+        share(work, len(seeds), float(count) * self._lag * N * N * self._most)
         return out
 
     def _solve(self, firsts: np.ndarray, N: int, rng: np.random.Generator) -> np.ndarray:

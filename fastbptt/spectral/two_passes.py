@@ -159,7 +159,7 @@ class TwoPasses:
             for s0 in range(first * _TOGETHER, last * _TOGETHER, _TOGETHER):
                 window_norms(matrices, lag, s0, out[s0 : s0 + _TOGETHER])
 
-        share(some, np.ones(-(-len(out) // _TOGETHER)), len(out) * _WINDOW_COST)
+        share(some, -(-len(out) // _TOGETHER), len(out) * _WINDOW_COST)
         return out
 
     def gap_steps(self, tol: float) -> float:
