@@ -26,10 +26,10 @@ from .weights import Layer, Sizes
 _CHUNK_BYTES = 1 << 19
 # Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.
 _CHUNKS_AHEAD = 2
-# Multiply-adds of a thread in one call of a forward kernel, 0.06 to 0.14 s: Ctrl-C is heard between
+# Multiply-adds of a thread in one call of a forward kernel, 0.08 to 0.18 s: Ctrl-C is heard between
 # two.  A call is a hand-over, 0.3 ms where a long one has emptied the caches: calls of two threads
 # a quarter as long, all but the last, took 2 to 4 % more with 512 and 1024 units.
-_CALL = 8e9
+_CALL = 1e10
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
 # Bytes of W_hh for each of two members with which a step begins with the half of the state that is
 # there (`sweeps.forward`): up to what L1 holds, or between what L1 is to L2 and what L2 holds.  A
