@@ -1,15 +1,15 @@
 """A training step of torch with the layer computed by fastbptt, against torch.nn's own."""
 
 import pytest
-from cases import CASES, THREADS
+from cases import CASES, PEER_THREADS, THREADS
 
 
 @pytest.mark.parametrize("case", CASES["bridge"], ids=lambda case: case.name)
 def test_bridge(compare, case):
     # One sequence keeps one thread busy; torch may have more if that helps it.
-    compare(case, 1, peer_threads=THREADS)
+    compare(case, 1, peer_threads=PEER_THREADS)
 
 
 @pytest.mark.parametrize("case", CASES["step"], ids=lambda case: case.name)
 def test_step(compare, case):
-    compare(case, THREADS[-1], peer_threads=THREADS)
+    compare(case, THREADS[-1], peer_threads=PEER_THREADS)

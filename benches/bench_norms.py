@@ -1,10 +1,12 @@
 """Norms of windows and of whole products against what NumPy needs for them."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
-from cases import THREADS
+import threadpoolctl
+from cases import PEER_THREADS, THREADS
 from timing import pinned
 
 import fastbptt as fb
@@ -62,19 +64,26 @@ def seconds_of(call):
     return time.perf_counter() - start, result
 
 
-def in_turn(rounds, ours, theirs):
+def in_turn(rounds, calls):
     """Seconds of each, by turns, after a call of each that does not count; the last results."""
-    ours(), theirs()
-    times = {"fastbptt": [], "numpy": []}
+    for call in calls.values():
+        call()
+    times, results = {name: [] for name in calls}, {}
     for _ in range(rounds):
-        for name, call in (("fastbptt", ours), ("numpy", theirs)):
-            seconds, result = seconds_of(call)
+        for name, call in calls.items():
+            seconds, results[name] = seconds_of(call)
             times[name].append(seconds)
-            if name == "fastbptt":
-                own = result
-            else:
-                other = result
-    return times, own, other
+    return times, results
+
+
+def with_threads(n, call):
+    """The call, in which NumPy's products have so many threads."""
+
+    def limited():
+        with threadpoolctl.threadpool_limits(n, user_api="blas"):
+            return call()
+
+    return limited
 
 
 # The lag in steps, T of ours, and the bar: by two passes, and each window by itself.
@@ -89,17 +98,18 @@ def test_windows(threads, lag, T, bar, benchmark, rounds, request):
     with pinned(threads):
         net, _, chain, slopes = chain_of(T, H)
         w = net.weight_hh_l0
-        times, curve, exact = in_turn(
-            rounds,
-            lambda: fb.growth_window(chain, lag),
-            lambda: explicit_windows(w, slopes[:some], lag),
-        )
+        calls = {"fastbptt": lambda: fb.growth_window(chain, lag)}
+        for n in [n for n in PEER_THREADS if n <= threads]:
+            explicit = partial(explicit_windows, w, slopes[:some], lag)
+            calls[f"numpy ({n})"] = with_threads(n, explicit)
+        times, results = in_turn(rounds, calls)
+        curve, exact = results["fastbptt"], results["numpy (1)"]
         benchmark.pedantic(lambda: fb.growth_window(chain, lag), rounds=1)
     # power iteration stops early where the two largest values are close, and so lies below
     error = np.median(np.abs(curve.estimate[: len(exact)] - exact))
     assert error < 3 * TOL
-    seconds = {"fastbptt": [s / T for s in times["fastbptt"]]}
-    seconds["numpy"] = [s / some for s in times["numpy"]]
+    steps = {name: T if name == "fastbptt" else some for name in times}
+    seconds = {name: [s / steps[name] for s in each] for name, each in times.items()}
     benchmark.extra_info.update(
         task=f"windows {threads} {lag}",
         T=T,
@@ -138,14 +148,15 @@ def test_log_norm(benchmark, rounds, request):
             for t in range(T, 0, -16):
                 chain.pull(t, max(0, t - 16), u)
 
-        times, norm, _ = in_turn(rounds, lambda: fb.log_norm(chain), passes)
+        calls = {"fastbptt": lambda: fb.log_norm(chain), "passes": passes}
+        times, results = in_turn(rounds, calls)
+        norm = results["fastbptt"]
         benchmark.pedantic(lambda: fb.log_norm(chain), rounds=1)
         explicit = [seconds_of(lambda: explicit_log_norm(w, slopes[:some])) for _ in range(rounds)]
         error = abs(fb.log_norm(chain, some, 0, tol=1e-3).estimate - explicit[0][1])
     assert norm.converged
     assert error < 2e-3
-    seconds = {"fastbptt": [s / T for s in times["fastbptt"]]}
-    seconds["passes"] = [s / T for s in times["numpy"]]
+    seconds = {name: [s / T for s in each] for name, each in times.items()}
     seconds["numpy"] = [s / some for s, _ in explicit]
     benchmark.extra_info.update(
         task="log_norm",

@@ -2,7 +2,7 @@
 
 import pytest
 from alone import alone
-from cases import CASES, THREADS
+from cases import CASES, PEER_THREADS
 from peers import fastbptt_forward
 from timing import pinned
 
@@ -10,7 +10,7 @@ from timing import pinned
 @pytest.mark.parametrize("case", CASES["stream"], ids=lambda case: case.name)
 def test_stream(compare, case):
     # One sequence keeps one thread busy; the peers may have more if that helps them.
-    compare(case, 1, peer_threads=THREADS, forward=fastbptt_forward)
+    compare(case, 1, peer_threads=PEER_THREADS, forward=fastbptt_forward)
 
 
 @pytest.mark.long

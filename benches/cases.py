@@ -1,6 +1,7 @@
 """What is measured: one table of cases, and the seeded inputs that every library gets."""
 
 import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -8,15 +9,28 @@ import numpy as np
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
+def _quota() -> int | None:
+    """How many cores' time a container of Linux has, where it has not all of what it sees."""
+    try:
+        most, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return None
+    return None if most == "max" else max(1, int(most) // int(period))
+
+
 def _cores() -> list[int]:
     """Those this process may run on; each worker of pytest-xdist begins with another one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = cores[: _quota()]
     first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % max(1, len(cores))
     return cores[first:] + cores[:first]
 
 
 CORES = _cores()
-THREADS = sorted({1, len(CORES) or os.cpu_count() or 1})
+_MOST = len(CORES) or os.cpu_count() or 1
+THREADS = sorted({1, _MOST})
+# A peer's best number of threads lies between, where there are many cores.
+PEER_THREADS = sorted({1, _MOST, *(2**n for n in range(_MOST.bit_length()) if 2**n < _MOST)})
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 LONG_FLOPS = 10**10

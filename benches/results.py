@@ -182,5 +182,5 @@ def stream_bar(info: Info) -> bool | None:
     if info["k"] == 1:
         return statistics.median(ratios(info, "forward")) >= 1 / 1.15 if large else None
     if large:
-        return ratio(info, "jax") >= 1.5 and share_of_peak(info) >= 0.7
-    return ratio(info, "jax") >= 3
+        return ratio(info, "jax (") >= 1.5 and share_of_peak(info) >= 0.7
+    return ratio(info, "jax (") >= 3

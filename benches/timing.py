@@ -54,12 +54,17 @@ def pinned(threads: int) -> Iterator[None]:
     XLA's own flags for one thread are not obeyed: with both of them set it used 1.8 cores.
     OpenBLAS's threads would spin for 25 ms after each call, on the core of whoever is next: the
     time to sleep, a power of two of cycles, is 26 if unsaid.  At 16 its own times stay the same.
+    LLVM's OpenMP, that of torch on a Mac, spins for 200 ms if unsaid.
     """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
-    names += ("JAX_PLATFORMS", "OPENBLAS_THREAD_TIMEOUT")
-    environment, before = {name: os.environ.get(name) for name in names}, fb.get_num_threads()
-    os.environ.update(dict.fromkeys(names[:4], str(threads)), JAX_PLATFORMS="cpu")
-    os.environ["OPENBLAS_THREAD_TIMEOUT"] = "16"
+    counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
+    counts += ("VECLIB_MAXIMUM_THREADS",)
+    wanted = dict.fromkeys(counts, str(threads)) | {
+        "JAX_PLATFORMS": "cpu",
+        "OPENBLAS_THREAD_TIMEOUT": "16",
+        "KMP_BLOCKTIME": "1",
+    }
+    environment, before = {name: os.environ.get(name) for name in wanted}, fb.get_num_threads()
+    os.environ.update(wanted)
     if CORES:
         os.sched_setaffinity(0, CORES[:threads])
     fb.set_num_threads(threads)

@@ -136,4 +136,5 @@ class CheckpointedTrace:
             if dx is not None and one.x is not None:
                 layout.time_major(dx)[t0:t1] = layout.time_major(one.x)
             d_state = one.state
+            del trace, dy, one  # before the next segment has its own
         return Gradients({name: y.astype(dtype) for name, y in sums.items()}, dx, d_state)

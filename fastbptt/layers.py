@@ -31,6 +31,7 @@ _CHUNKS_AHEAD = 2
 # a quarter as long, all but the last, took 2 to 4 % more with 512 and 1024 units.
 _CALL = 1e10
 _STEP = 5000  # multiply-adds that a step takes as long as, beside its own
+_FEW = 4  # sequences that take as long as one, whose W_hh comes from L2 or L3
 # Bytes of W_hh for each of two members with which a step begins with the half of the state that is
 # there (`sweeps.forward`): up to what L1 holds, or between what L1 is to L2 and what L2 holds.  A
 # step of a GRU or LSTM of 64 or 256 units then takes 0.95 of the time, of a plain net of 128 units
@@ -169,9 +170,11 @@ class LayerPass:
         if self._steps >= T:
             return self._steps
         H, Hp = layer.hidden_size, layer.sizes.Hp
-        step = N * len(layer.design.gates) * Hp * (layer.input_size + H) + _STEP
+        sharers = min(available(math.inf), max(N, 1))  # of one sequence a team may find it slow
+        rows = max(_FEW, N / sharers)
+        step = rows * len(layer.design.gates) * Hp * (layer.input_size + H) + _STEP
         chunks = -(-T // self._steps)
-        most = max(1, int(_CALL * available(math.inf) / (work * step * self._steps)))
+        most = max(1, int(_CALL / (work * step * self._steps)))
         calls = -(-chunks // most)
         return -(-chunks // calls) * self._steps  # of nearly equal length
 

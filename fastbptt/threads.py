@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from . import checks
 from .kernels.team import awaited, cache_lines
 
 # Multiply-adds, 0.2 to 0.7 ms: of 1.5e7 to 2e7 two threads take 0.85 to 0.95 of the time of one,
@@ -68,11 +69,7 @@ def set_num_threads(count: int) -> None:
         If `count` is not an integer, or below 1.
     """
     global _count
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"count: expected an int, got {type(count).__name__}")
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
-    _count = count
+    _count = checks.size(count, "count")
 
 
 @contextlib.contextmanager

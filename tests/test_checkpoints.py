@@ -1,6 +1,7 @@
 """BPTT over checkpoints: against the reference, and against the trace that keeps everything."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -134,3 +135,19 @@ def test_what_a_trace_with_checkpoints_has_not_is_told():
         trace.words  # noqa: B018
     assert not hasattr(trace, "output")
     assert_array_equal(copy.copy(trace).state, trace.state)
+
+
+def test_one_segment_has_its_trace_at_a_time(monkeypatch):
+    net, x = fb.LSTM(3, 5, rng=0), np.ones((40, 2, 3), np.float32)
+    trace, made = net.trace(x, checkpoint=10), []
+    segment = type(trace)._segment
+
+    def noted(self, *given, **named):
+        assert not any(one() is not None for one in made)
+        one = segment(self, *given, **named)
+        made.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr(type(trace), "_segment", noted)
+    trace.backward(lambda t0, output: output)
+    assert len(made) == 4

@@ -522,3 +522,89 @@ def test_a_file_with_counts_that_no_stream_has_is_refused(tmp_path, name, value)
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match=r"other\.npz: not a saved .* \(expected counts"):
         fb.JacobianStream.load(tmp_path / "other.npz")
+
+
+def test_a_result_is_the_callers_own():
+    """What a user writes into it is not in the stream, and what the stream does is not in it."""
+    for probes in (2, 64):
+        stream = fb.JacobianStream(fb.RNN(3, 64, dtype=np.float64, rng=0), probes=probes)
+        x = np.random.default_rng(0).normal(size=(20, 1, 3))
+        stream.update(x[:9])
+        first, kept = stream.result(), copy.deepcopy(stream.result())
+        stream.update(x[9:])
+        wanted = copy.deepcopy(stream.result())
+        for mine, its in zip(first, kept, strict=True):
+            assert_array_equal(mine, its)
+        for one in (stream.result(), first):
+            assert not np.shares_memory(one.lower, one.upper)
+            assert not np.shares_memory(one.curve_lower, one.curve_estimate)
+            for name in ("state", "lower", "estimate", "upper", "exponents", "curve_lower"):
+                getattr(one, name)[...] = 7.0
+        for mine, its in zip(stream.result(), wanted, strict=True):
+            assert_array_equal(mine, its)
+
+
+def test_an_interrupted_update_is_not_taken_for_a_whole_one(monkeypatch, tmp_path):
+    net, x = driven(5, B=2)
+    stream = fb.JacobianStream(net)
+    stream.update(x)
+    stream.save(tmp_path / "stream.npz")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastbptt.spectral.stream.share", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stream.update(x)
+    monkeypatch.undo()
+    for call in (stream.result, lambda: stream.update(x), lambda: stream.save(tmp_path / "b.npz")):
+        with pytest.raises(RuntimeError, match=r"an update was interrupted.* from a saved one"):
+            call()
+    assert fb.JacobianStream.load(tmp_path / "stream.npz").steps == len(x)
+    # a wrong argument is no interruption
+    other = fb.JacobianStream(net)
+    with pytest.raises(TypeError):
+        other.update("x")
+    other.update(x)
+
+
+def test_the_first_chunk_may_be_too_large(monkeypatch):
+    """For its work memory: a smaller one is then the first."""
+    net, x = driven(5, B=2)
+    stream = fb.JacobianStream(net)
+
+    def full(B):
+        raise MemoryError
+
+    monkeypatch.setattr(stream, "_work_space", full)
+    with pytest.raises(MemoryError):
+        stream.update(x)
+    monkeypatch.undo()
+    stream.update(x[:, :1])
+    assert_array_equal(stream.result().lower, streamed(net, x[:, :1]).lower)
+
+
+@pytest.mark.parametrize("state", [0.0, {"h": 1, "c": 2}, np.zeros((1, 2, 5)), (np.zeros((1, 5)),)])
+def test_the_state_of_an_lstm_is_a_pair(state):
+    with pytest.raises(TypeError, match=r"state: expected a tuple \(h, c\)"):
+        fb.JacobianStream(fb.LSTM(3, 5, dtype=np.float64), state=state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("V", np.zeros(5)),
+        ("V", np.zeros(())),
+        ("counts", np.array([1.0, np.inf, 2.0])),
+        ("counts", np.array([-1, 0, 1])),
+        ("counts", np.array([1, 1])),
+    ],
+)
+def test_a_file_with_other_shapes_is_refused(tmp_path, name, value):
+    stream = fb.JacobianStream(fb.RNN(3, 5, rng=0), probes=3)
+    stream.update(np.ones((9, 2, 3), np.float32))
+    stream.save(tmp_path / "stream.npz")
+    arrays = dict(np.load(tmp_path / "stream.npz"))
+    np.savez(tmp_path / "other.npz", **arrays | {name: value})
+    with pytest.raises(ValueError, match=r"other\.npz: not a saved"):
+        fb.JacobianStream.load(tmp_path / "other.npz")

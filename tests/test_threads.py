@@ -312,3 +312,29 @@ def test_ctrl_c_leaves_within_a_second():
         process.kill()
     assert "KeyboardInterrupt" in errors
     assert time.monotonic() - began < 1  # the promise to the user, not a timing of the kernels
+
+
+def test_a_call_is_no_longer_with_threads_that_have_no_part_in_it(monkeypatch):
+    """One sequence may have one thread, however many there are: Ctrl-C waits for its call."""
+    spans, forward = [], layers.forward
+
+    def noted(*given):
+        spans.append(given[3][:2])
+        forward(*given)
+
+    monkeypatch.setattr(layers, "forward", noted)
+    monkeypatch.setattr(layers, "_CALL", 2e7)
+    net = fb.RNN(3, 40, rng=0)
+    for B, least in ((1, 1), (3, 2)):
+        x, counts = np.ones((9000, B, 3), np.float32), []
+        for threads_ in (1, 16):
+            fb.set_num_threads(threads_)
+            spans.clear()
+            net(x)
+            counts.append(len(set(spans)))
+        assert counts[0] >= counts[1] >= counts[0] / max(1, B) > least
+
+
+def test_any_integer_is_a_number_of_threads():
+    fb.set_num_threads(np.int64(2))
+    assert fb.get_num_threads() == 2

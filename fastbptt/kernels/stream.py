@@ -77,8 +77,9 @@ def _close_block(s, b):
         s.running[b, i] = 0
     s.block_steps[b, n] = s.running_steps[b]
     s.running_steps[b] = 0
-    s.block_count[b] = n + 1
-    if n + 1 == BLOCKS:
+    if n + 1 < BLOCKS:
+        s.block_count[b] = n + 1
+    else:
         for m in range(BLOCKS // 2):
             for i in range(k):
                 s.blocks[b, m, i] = s.blocks[b, 2 * m, i] + s.blocks[b, 2 * m + 1, i]

@@ -15,9 +15,10 @@ from ..networks import NETWORKS
 from ..threads import share
 from ..trace import Layout
 from .factors import BlockNorms, block_norms, expected_shortfall, upper_margin
+from .growth_curve import GrowthCurve
 
 _CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
-_CURVE = 4096  # points of the growth curve kept; when there are more, every second is dropped
+_STEP = 5000  # multiply-adds that a step of a sequence takes as long as, beside its own
 _FORMAT = "fastbptt.JacobianStream/2"
 
 
@@ -102,10 +103,14 @@ class JacobianStream:
         self._V, self._R0 = np.linalg.qr(omega)
         self._layout: Layout | None = None
         self._carried: kernels.Stream | None = None
-        self._curve: list[tuple[int, BlockNorms]] = []
-        self._curve_stride, self._updates = 1, 0
+        self._curve = GrowthCurve()
+        self._under_way = False
         if state is not None:
-            part = state[0] if net.weights.design.has_c and len(state) else state
+            part, pair = state, net.weights.design.has_c
+            if pair and isinstance(state, (tuple, list)) and len(state) == 2:
+                part = state[0]
+            elif pair:
+                raise TypeError(f"state: expected a tuple (h, c), got {type(state).__name__}")
             shape = checks.array(part, "state", net.dtype).shape
             if len(shape) not in (2, 3):
                 wanted = f"({net.num_layers}, B, {net.hidden_size})"
@@ -128,8 +133,7 @@ class JacobianStream:
         if (parts := net.initial_state(state, B, layout)) is not None:
             blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
         blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
-        self._layout = layout
-        self._carried = kernels.Stream(
+        carried = kernels.Stream(
             panel=panel,
             U=np.broadcast_to(np.eye(k), (B, k, k)).copy(),
             e=np.zeros((B, k), np.int64),
@@ -142,7 +146,7 @@ class JacobianStream:
             block_count=np.zeros(B, np.int64),
             block_length=np.ones(B, np.int64),
         )
-        self._work = self._work_space(B)
+        self._work, self._layout, self._carried = self._work_space(B), layout, carried
 
     def _work_space(self, B: int) -> tuple[np.ndarray, kernels.Work, np.ndarray]:
         """What the kernel works in, of no meaning between two calls: its ax, m and starts."""
@@ -166,8 +170,10 @@ class JacobianStream:
         Raises
         ------
         TypeError, ValueError
-            For another dtype or shape; RuntimeError if the net's weights were changed since.
+            For another dtype or shape; RuntimeError if the net's weights were changed since, or if
+            another `update` was interrupted, so that nobody knows how far it came, or still runs.
         """
+        self._check_whole()
         x, layout = self.net.time_major(x)
         x = checks.read_only(np.ascontiguousarray(x))
         T, B, I = x.shape
@@ -188,7 +194,8 @@ class JacobianStream:
         step = H * (I + H * rows_each) + above * 2 * H * H * rows_each
         cost = B * step * len(self._weights.design.gates)  # multiply-adds
         ax, work, starts = self._work
-        length = max(1, int(_CALL / max(cost, 1)))
+        length = max(1, int(_CALL / max(cost + B * _STEP, 1)))
+        self._under_way = True
         for t0 in range(0, T, length):
             part, start = x[t0 : t0 + length], self.steps
 
@@ -198,15 +205,16 @@ class JacobianStream:
 
             share(rows, B, cost * len(part))
             self.steps += len(part)
-        self._note_curve()
+        self._curve.note(self.steps, self._norms)
+        self._under_way = False
 
-    def _note_curve(self) -> None:
-        if self._updates % self._curve_stride == 0:
-            self._curve.append((self.steps, self._norms()))
-        self._updates += 1
-        if len(self._curve) > _CURVE:
-            del self._curve[1::2]
-            self._curve_stride *= 2
+    def _check_whole(self) -> None:
+        """What is carried and `steps` belong to each other unless an `update` did not end."""
+        if self._under_way:
+            raise RuntimeError(
+                "stream: an update was interrupted, or runs in another thread; "
+                "begin a new stream, or go on from a saved one"
+            )
 
     def _norms(self) -> BlockNorms:
         """The norms now."""
@@ -236,18 +244,17 @@ class JacobianStream:
         Raises
         ------
         TypeError, ValueError
-            For a delta not between 0 and 1; RuntimeError before the first `update`.
+            For a delta not between 0 and 1; RuntimeError before the first `update`, and as it.
         """
         delta = checks.probability(delta, "delta")
+        self._check_whole()
         s = self._carried
-        if s is None or self._layout is None or not self._curve:
+        if s is None or self._layout is None or not self._curve.points:
             raise RuntimeError("result: nothing was streamed yet; call update first")
-        noted, now = self._curve[-1]
+        noted, now = self._curve.points[-1]
         now = now if noted == self.steps else self._norms()
         lower, estimate, upper = self._interval(now, delta)
-        steps = np.array([t for t, _ in self._curve], np.int64)
-        curve = BlockNorms(*(np.array([p[i] for _, p in self._curve]) for i in range(3)))
-        curves = self._interval(curve, delta)
+        curves = self._interval(self._curve.norms(s.since.size), delta)
         exponents, error = self._exponents(s)
         if self._layout.unbatched:
             lower, estimate, upper, exponents, error = (
@@ -258,7 +265,7 @@ class JacobianStream:
         B, H, layers = s.since.size, self.net.hidden_size, self._blocks // parts
         states = self._states(s)[:, 0].reshape(B, layers, parts, H).transpose(2, 1, 0, 3)
         shape = self._layout.state_shape(layers, B, H)
-        state = tuple(np.ascontiguousarray(part).reshape(shape) for part in states)
+        state = tuple(np.array(part, order="C").reshape(shape) for part in states)
         return StreamResult(
             steps=self.steps,
             lower=lower,
@@ -268,7 +275,7 @@ class JacobianStream:
             note=self._note(),
             exponents=exponents,
             standard_error=error,
-            curve_steps=steps,
+            curve_steps=self._curve.steps(),
             curve_lower=curves[0],
             curve_estimate=curves[1],
             curve_upper=curves[2],
@@ -287,13 +294,14 @@ class JacobianStream:
         return f"{mean}, times 1 - (s2/s1)^2 of the block, which is 0 where it sees no gap"
 
     def _interval(self, norms: BlockNorms, delta: float) -> tuple[np.ndarray, ...]:
-        """lower, estimate and upper."""
+        """lower, estimate and upper, arrays of the caller's own."""
         k, N = self.probes, len(self._V)
+        lower = norms.lower.copy()
         if k == N:
-            return norms.lower, norms.lower, norms.lower
+            return lower, lower.copy(), lower.copy()
         upper = np.maximum(norms.gaussian + upper_margin(k, delta), norms.lower)
         estimate = norms.lower + norms.gap * expected_shortfall(N, k)
-        return norms.lower, np.minimum(estimate, upper), upper
+        return lower, np.minimum(estimate, upper), upper
 
     def _exponents(self, s: kernels.Stream) -> tuple[np.ndarray, np.ndarray]:
         """Growth of |R_ii| per step, after a burn-in of an eighth of the blocks, and its error."""
@@ -322,26 +330,23 @@ class JacobianStream:
         Raises
         ------
         OSError
-            If it cannot be written; a file that was there stays as it was.
+            If it cannot be written; a file that was there stays. RuntimeError as `update`.
         """
+        self._check_whole()
         net, layout = self.net, self._layout
         arrays: dict[str, Any] = {f"net.{name}": y for name, y in self._weights.arrays.items()}
         arrays |= {f"option.{name}": np.array(value) for name, value in net.options().items()}
         arrays |= {
             "format": np.array(_FORMAT),
             "kind": np.array(type(net).__name__),
-            "counts": np.array([self.steps, self._updates, self._curve_stride], np.int64),
+            "counts": np.array([self.steps, self._curve.updates, self._curve.stride], np.int64),
             "V": self._V,
             "R0": self._R0,
         }
         if self._carried is not None and layout is not None:
             arrays |= {f"carried.{name}": y for name, y in self._carried._asdict().items()}
             arrays["unbatched"] = np.array(layout.unbatched)
-            arrays["curve.steps"] = np.array([t for t, _ in self._curve], np.int64)
-            for i, name in enumerate(BlockNorms._fields):
-                B = self._carried.since.size
-                rows = [norms[i] for _, norms in self._curve]
-                arrays[f"curve.{name}"] = np.array(rows).reshape(len(rows), B)
+            arrays |= self._curve.arrays(self._carried.since.size)
         files.write_npz(path, arrays)
 
     @classmethod
@@ -377,23 +382,19 @@ class JacobianStream:
         kind = NETWORKS[str(arrays["kind"])]
         net = kind(**options, dtype=parameters["weight_ih_l0"].dtype)
         net.load_state_dict(parameters)
-        V = arrays["V"]
-        stream = cls(net, V.shape[1])
-        k = stream.probes
+        V, counts = arrays["V"], checks.shaped(arrays["counts"], "counts", np.dtype(np.int64), (3,))
+        stream = cls(net, len(V.T))
+        k, curve = stream.probes, stream._curve
         stream._V = checks.shaped(V, "V", np.dtype(float), (len(stream._V), k))
         stream._R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
-        stream.steps, stream._updates, stream._curve_stride = (int(n) for n in arrays["counts"])
+        stream.steps, curve.updates, curve.stride = counts.tolist()
         if "carried.since" in arrays:
             B = arrays["carried.since"].size
             stream._begin(None, B, Layout(net.batch_first, bool(arrays["unbatched"])))
             assert stream._carried is not None
             for name, y in stream._carried._asdict().items():
                 y[...] = checks.shaped(arrays[f"carried.{name}"], name, y.dtype, y.shape)
-            if not stream._carried.sound() or stream._curve_stride < 1:
+            if not stream._carried.sound() or counts.min() < 0 or curve.stride < 1:
                 raise ValueError("expected counts that a stream can have")
-            curve = [arrays[f"curve.{name}"] for name in BlockNorms._fields]
-            steps = arrays["curve.steps"].tolist()
-            for y in curve:
-                checks.shaped(y, "curve", np.dtype(float), (len(steps), B))
-            stream._curve = [(t, BlockNorms(*y)) for t, *y in zip(steps, *curve, strict=True)]
+            curve.restore(arrays, B)
         return stream
