@@ -3,6 +3,8 @@
 import pytest
 from cases import CASES, PEER_THREADS, THREADS
 
+pytest.importorskip("torch")
+
 
 @pytest.mark.parametrize("case", CASES["bridge"], ids=lambda case: case.name)
 def test_bridge(compare, case):

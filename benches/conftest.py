@@ -1,13 +1,13 @@
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from cases import QUICK_STEPS, THREADS, Case
+from cases import CORES, QUICK_STEPS, THREADS, Case
 from timing import Fleet, Pace
 from timing import compare as compare_in_turn
 from tqdm import tqdm
@@ -79,12 +79,28 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     config.hook.pytest_deselected(items=left_out)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: Any) -> Generator[None, Any, Any]:
+    """Of a run that Ctrl-C ended: pytest-benchmark writes nothing if one bench has no time yet."""
+    benches = session.config._benchmarksession.benchmarks
+    benches[:] = [bench for bench in benches if bench]
+    return (yield)
+
+
+def _version(name: str) -> str:
+    """A module's version, which may have come with a distribution of another name."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     given = config.invocation_params.args
-    machine_info["cores"] = THREADS[-1]
+    machine_info["cores"], machine_info["pinned"] = THREADS[-1], bool(CORES)
     machine_info["quick"] = config.getoption("--quick")
     installed = [name for name in PACKAGES if find_spec(name)]
-    machine_info["versions"] = {name: version(name) for name in installed} | {
+    machine_info["versions"] = {name: _version(name) for name in installed} | {
         "fastbptt": fastbptt.__version__
     }
     written = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -44,6 +44,7 @@ _SECONDS = 0.02  # of a limit, at least
 _BESIDE = 0.004  # of one that is measured in each round of a row
 _PEAK_BYTES = 1 << 14  # of either operand at most: half of L1
 _SGEMM = 1024
+_TOGETHER = 60  # seconds until one that waits for the others, of which one had no memory, gives up
 
 _tile = tile(ROWS, 1)
 
@@ -63,7 +64,7 @@ def on_cores(rate: Callable[[Callable[[], Any]], float], threads: int) -> float:
     Left alone, some schedulers keep two on one core for longer than they take.  ready() returns
     when all have called it.
     """
-    ready = threading.Barrier(threads).wait
+    ready = partial(threading.Barrier(threads).wait, _TOGETHER)
 
     def alone(core: int) -> float:
         if CORES:

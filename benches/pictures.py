@@ -6,7 +6,6 @@ FILE is what `python -m pytest benches --benchmark-json=FILE` wrote.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from results import share_of_peak
+from results import read, share_of_peak
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "pictures"
 # Okabe and Ito's colours, which the colour-blind tell apart; each line is labelled besides.
@@ -105,9 +104,11 @@ def main() -> None:
     parser.add_argument("file", type=pathlib.Path, help="made by --benchmark-json")
     parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
     given = parser.parse_args()
-    report = json.loads(given.file.read_text())
-    infos = [entry["extra_info"] for entry in report["benchmarks"]]
-    infos = [info for info in infos if info["task"] == "sizes"]
+    try:
+        report = read([given.file])
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    infos = [info for info in report["infos"] if info["task"] == "sizes"]
     if not infos or report["machine_info"]["quick"]:
         parser.error(f"{given.file}: expected times of bench_sizes.py, not made by --quick")
 

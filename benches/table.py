@@ -20,6 +20,7 @@ from typing import Any
 from results import (
     Info,
     best,
+    expect_same,
     gflops,
     limit,
     limits_of,
@@ -68,22 +69,33 @@ def binding(info: Info, met: bool) -> str:
         for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
         if seconds >= 0.005 * ours
     )
+    if not best(info):
+        return text
     text = f"{text}; at the limit {ratio_at_limit(info):.2f} x"
     return f"{text}, {ratio_at_limit(info, 'jax ('):.2f} x jax" if small_train(info) else text
 
 
+def against(info: Info, library: str) -> str:
+    """The ratio to a library at its best, if it was measured."""
+    return f"{ratio(info, library):.3g}" if best(info, library) else "–"
+
+
 def measured(info: Info) -> list[str]:
     """The columns that every comparison has."""
-    peer = best(info)
-    spread = ratios(info, peer)
+    peer, rival = best(info), ["–", "–"]
+    if peer:
+        spread = ratios(info, peer)
+        rival = [
+            f"{peer}: {micro(info['seconds'][peer])}",
+            f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
+        ]
     return [
         micro(info["seconds"]["fastbptt"]),
         f"{gflops(info):.3g}",
         f"{share_of_peak(info):.0%}",
-        f"{peer}: {micro(info['seconds'][peer])}",
-        f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
-        f"{ratio(info, 'torch'):.3g}",
-        f"{ratio(info, 'jax ('):.3g}",
+        *rival,
+        against(info, "torch"),
+        against(info, "jax ("),
     ]
 
 
@@ -105,7 +117,7 @@ def sweep_rows(infos: list[Info]) -> str:
                 str(info["threads"]),
                 *measured(info),
                 f"{share_of_limit(info):.0%}",
-                binding(info, met),
+                binding(info, met is not False),
                 f"{info['errors']['fastbptt']:.0e}",
                 verdict(met),
             ]
@@ -116,9 +128,10 @@ def sweep_rows(infos: list[Info]) -> str:
 def beside(infos: list[Info]) -> str:
     """What --full measures beside the usual rows: a line for each kind, and the rows missed."""
     groups: dict[tuple[str, ...], list[Info]] = {}
+    infos = [info for info in infos if best(info)]
     for info in infos:
         groups.setdefault((info["task"], info["kind"], info["dtype"]), []).append(info)
-    missed = [info for info in infos if not sweep_bar(info)]
+    missed = [info for info in infos if sweep_bar(info) is False]
     rows = []
     for kind, group in groups.items():
         values = [ratio(info) for info in group]
@@ -139,11 +152,14 @@ def sweeps(infos: list[Info]) -> str:
     parts = []
     for task in dict.fromkeys(info["task"] for info in infos):
         some = [info for info in infos if info["task"] == task]
-        met = sum(sweep_bar(info) for info in some)
+        met = sum(sweep_bar(info) is True for info in some)
         parts.append(f"{task.capitalize()}, {met} of {len(some)} rows at their bar:")
         parts.append(sweep_rows(some))
-    mean = statistics.geometric_mean(ratio(info) for info in infos)
-    most = statistics.geometric_mean(ratio_at_limit(info) for info in infos)
+    rivalled = [info for info in infos if best(info)]
+    if not rivalled:
+        return "\n\n".join(parts)
+    mean = statistics.geometric_mean(ratio(info) for info in rivalled)
+    most = statistics.geometric_mean(ratio_at_limit(info) for info in rivalled)
     parts.append(
         f"Geometric mean of these rows' ratios: {mean:.2f}, the bar: 3; with every row at "
         f"its limit: {most:.2f}. The limit of a row: the FMA peak, or where that takes longer, "
@@ -167,7 +183,7 @@ def winners(infos: list[Info]) -> dict[str, tuple[str, float]]:
     """{row: (the fastest library, the ratio)}."""
     found = {}
     for info in infos:
-        if "k" in info:
+        if "k" in info and best(info):
             probes = f", k = {info['k']}" if info["k"] else ""
             row = f"{info['task']}, {info['kind']}, {info['dtype']}, {shape(info)}{probes}"
             value = ratio(info)
@@ -182,7 +198,7 @@ def counted(infos: list[Info]) -> str:
     for task in ("forward", "train"):
         some = [info for info in infos if info["task"] == task and usual(info)]
         if some:
-            met = sum(sweep_bar(info) for info in some)
+            met = sum(sweep_bar(info) is True for info in some)
             counts.append(f"{met} of {len(some)} rows of {task}")
     return " and ".join(counts)
 
@@ -235,15 +251,15 @@ def streams(infos: list[Info]) -> str:
     for info in infos:
         met = stream_bar(info)
         times = [
-            f"{ratio(info, library):.3g}" if best(info, library) else "–"
-            for library in ("jax QR each 40", "numpy", "lyapax", "lyapynov")
+            against(info, library) for library in ("jax QR each 40", "numpy", "lyapax", "lyapynov")
         ]
+        jax = best(info, "jax (")
         rows.append(
             [
                 f"{info['H']}, {info['k']}",
                 *measured(info),
                 *times,
-                f"{ratio_at_limit(info, 'jax ('):.2f}",
+                f"{ratio_at_limit(info, 'jax ('):.2f}" if jax else "–",
                 f"{1 / statistics.median(ratios(info, 'forward')):.2f}",
                 binding(info, met is not False),
                 f"{info['errors']['fastbptt']:.0e}",
@@ -475,12 +491,14 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     brand += f", registers of {known[0]} bits" if known else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     peak = ", ".join(f"{value:.0f} GFLOP/s ({n})" for n, value in peaks.items())
+    kept_to = "pinned to" if machine.get("pinned", True) else "told, but not made, to have"
+    changed = ", with changes," if report["origin"]["the commit"] != report["commit"] else ""
     parts = [
-        f"Measured at commit {report['commit'][:7]} on {brand}, {machine['cores']} cores, "
+        f"Measured at commit {report['commit'][:7]}{changed} on {brand}, {machine['cores']} cores, "
         f"{machine['system']}, Python "
         f"{machine['python_version']}, {versions}, with "
         f"{commands(report['parts'])}. "
-        "All libraries take turns in every round, each in a process pinned to its threads: calls "
+        f"All libraries take turns in every round, each in a process {kept_to} its threads: calls "
         f"that are not timed, then calls for {1000 * TURN:.0f} ms, or one that takes longer, whose "
         f"median is the time of the turn. A time is the median over the {span} rounds of a row, a "
         "ratio the median over its rounds of the peer's time over ours in the same round, above 1 "
@@ -507,19 +525,21 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     remembered = [info for task, info in others.items() if task.startswith("memory")]
     parts += [memory(remembered)] if remembered else []
     parts += [starts(others)] if others else []
+    if report["failed"]:
+        parts.append(f"Failed, and without a row: {', '.join(report['failed'])}.")
     if again:
         parts.append(agreement(infos, again["infos"]))
     return "\n\n".join(parts)
 
 
 def measure() -> dict[str, Any]:
-    """Run the suite."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "bench.json")
-        command = [sys.executable, "-m", "pytest", "benches", "--long", "--full"]
-        command.append(f"--benchmark-json={file}")
-        subprocess.run(command, check=True, cwd=HERE.parent)
-        return read([file])
+    """Run the suite, of which one bench may fail; what it wrote stays."""
+    file = pathlib.Path(tempfile.mkdtemp(), "bench.json")
+    command = [sys.executable, "-m", "pytest", "benches", "--long", "--full"]
+    command.append(f"--benchmark-json={file}")
+    subprocess.run(command, check=False, cwd=HERE.parent)
+    print(f"the suite's report: {file}", file=sys.stderr)
+    return read([file])
 
 
 def main() -> None:
@@ -536,12 +556,12 @@ def main() -> None:
     try:
         report = read(given.files) if given.files else measure()
         again = read(given.again) if given.again else None
-    except ValueError as error:
+        if again:
+            expect_same("--again", again["origin"], report["origin"], "the first run")
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     if any(run["machine_info"]["quick"] for run in (report, again) if run):
         parser.error("expected a run without --quick, whose times mean nothing")
-    if again and again["commit"] != report["commit"]:
-        parser.error(f"--again: expected a run of commit {report['commit']}, got {again['commit']}")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     new = f"{before}{BEGIN}\n{text(report, again)}\n{END}{after}"
     given.readme.write_text(new, encoding="utf-8")

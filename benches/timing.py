@@ -4,6 +4,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 import traceback
@@ -114,7 +115,11 @@ def _arrays(results: list[Any]) -> list[np.ndarray]:
 
 
 def _serve(connection: Connection, threads: int) -> None:
-    """The life of a process: set a library up, or time a turn of it; None ends it."""
+    """The life of a process: set a library up, or time a turn of it; None ends it.
+
+    Ctrl-C is for who began it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ready: dict[str, tuple[Call, Case]] = {}
     while (message := connection.recv()) is not None:
         library, *rest = message
@@ -183,7 +188,8 @@ class Fleet:
     def close(self) -> None:
         """End the processes."""
         for _, connection in self._workers.values():
-            connection.send(None)
+            with contextlib.suppress(OSError):  # a process that has died
+                connection.send(None)
             connection.close()
         for process, _ in self._workers.values():
             process.join(10)

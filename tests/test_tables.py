@@ -126,13 +126,14 @@ LOST = case(
 START = {"task": "import", "seconds": {"fastbptt": [0.3, 0.24, 0.26], "numba": [0.2, 0.2, 0.2]}}
 
 
-def report(*infos, quick=False, commit="0123456789"):
+def report(*infos, quick=False, commit="0123456789", dirty=False, cores=2, brand="Abacus"):
     """As pytest-benchmark writes it."""
-    machine = {"cpu": {"brand_raw": "Abacus"}, "cores": 2, "system": "Linux", "quick": quick}
+    machine = {"cpu": {"brand_raw": brand}, "cores": cores, "system": "Linux", "quick": quick}
     machine |= {"processor": "", "python_version": "3", "versions": {"numba": "1.2"}}
     machine |= {"arguments": ["benches", "-k", "not slow"]}
-    entries = [{"extra_info": info} for info in infos]
-    return {"machine_info": machine, "commit_info": {"id": commit}, "benchmarks": entries}
+    entries = [{"name": f"test_{n}", "extra_info": info} for n, info in enumerate(infos)]
+    origin = {"id": commit, "dirty": dirty}
+    return {"machine_info": machine, "commit_info": origin, "benchmarks": entries}
 
 
 @pytest.fixture
@@ -375,7 +376,8 @@ def test_the_parts_of_a_run_are_of_one_state(table, written, readme, monkeypatch
     )
     with pytest.raises(SystemExit):
         table.main()
-    assert "--again: expected a run of commit 0123456789" in capsys.readouterr().err
+    said = "--again: the commit is fedcba9, of the first run it is 0123456789"
+    assert said in capsys.readouterr().err
     assert "old" in readme.read_text()
 
 
@@ -594,3 +596,68 @@ def test_what_full_measures_beside_the_usual_rows(table, results, written):
     assert list(both.values())[1:] == ["tanh", "float64", "2 of 2", "2 of 2", "1.25", "1.58"]
     missed = rows(text[text.index("Those below their bar:") :], "T, B, I, H")
     assert [row["cell"] for row in missed] == ["relu"]
+
+
+def without(info, *libraries):
+    """A row for which a library was not installed."""
+    kept = {name: s for name, s in info["seconds"].items() if name.split(" (")[0] not in libraries}
+    return info | {"seconds": kept}
+
+
+@pytest.mark.parametrize("left_out", [["jax"], ["torch"], ["jax", "torch"]])
+def test_a_peer_that_is_not_installed_has_no_figure(table, results, written, left_out):
+    given = [without(info, *left_out) for info in (WON, SLOW, LOST)]
+    text = table.text(results.read([written(*given)]), None)
+    for row in rows(text, "T, B, I, H"):
+        for library in left_out:
+            assert row[library] == "–"
+        if len(left_out) == 2:
+            assert (row["best peer (threads): µs/step"], row["ratio (min–max)"]) == ("–", "–")
+            assert row["bar"] == "–"
+    assert ("Geometric mean" in text) == (len(left_out) == 1)
+
+
+def test_the_bar_of_small_nets_asks_for_both_peers(results):
+    seconds = {"fastbptt": [1] * 3, "jax (1)": [4] * 3, "torch (1)": [40] * 3}
+    row = case("train", ONE, "rnn", seconds)
+    assert results.sweep_bar(row) is True
+    assert results.sweep_bar(without(row, "torch")) is None
+    assert results.sweep_bar(without(row, "jax")) is None
+
+
+def test_a_bench_that_failed_is_named(table, results, written):
+    text = table.text(results.read([written(WON, {})]), None)
+    assert "Failed, and without a row: test_1." in text
+    assert "Failed" not in table.text(results.read([written(WON)]), None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"benchmarks": []}', None])
+def test_a_file_that_is_no_report_is_named(
+    table, pictures, written, readme, tmp_path, monkeypatch, capsys, content
+):
+    file = tmp_path / "odd.json"
+    if content is not None:
+        file.write_text(content)
+    for program, *more in ((table, "--readme", str(readme)), (pictures, "--folder", str(tmp_path))):
+        monkeypatch.setattr(sys, "argv", ["program", str(file), *more])
+        with pytest.raises(SystemExit):
+            program.main()
+        assert "odd.json" in capsys.readouterr().err
+    assert "old" in readme.read_text()
+
+
+@pytest.mark.parametrize("other", [{"brand": "Slide rule"}, {"cores": 64}, {"dirty": True}])
+def test_a_second_run_is_of_the_same_machine(table, written, readme, monkeypatch, capsys, other):
+    first, second = written(WON), written(WON, **other)
+    for arguments in ([first, second], [first, "--again", second]):
+        given = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["table.py", *given, "--readme", str(readme)])
+        with pytest.raises(SystemExit):
+            table.main()
+        assert "is" in capsys.readouterr().err
+    assert "old" in readme.read_text()
+
+
+def test_changed_code_is_not_its_commit(table, results, written):
+    text = table.text(results.read([written(WON, dirty=True)]), None)
+    assert text.startswith("Measured at commit 0123456, with changes, on Abacus")
