@@ -116,6 +116,13 @@ class Trace:
                 for d, one in enumerate(self._sequences)
             ]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose arrays may be written: kernels would be compiled for such ones anew."""
+        vars(self).update(state)
+        for n, one in enumerate(self._passes):
+            one.layer, one.x = self._weights.layers[n], checks.read_only(one.x)
+        self.output = checks.read_only(self.output)
+
     @functools.cached_property
     def state(self) -> Any:
         """See the class; made when first asked for."""

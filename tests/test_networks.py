@@ -16,6 +16,7 @@ from strategies import cases, layouts
 from tolerances import tolerance
 
 import fastbptt as fb
+from fastbptt.kernels import chain, packing, sweeps
 from fastbptt.kernels.activations import TAGS
 from fastbptt.networks import NETWORKS
 
@@ -506,3 +507,24 @@ def test_infinite_numbers_stay_where_they_are(kind, H):
     chain = trace.chain(1)
     columns = np.eye(chain.size(0))
     assert_allclose(chain.rmatvec(4, 0, columns).T, chain.matvec(4, 0, columns), atol=1e-12)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("checkpoint", [None, 7])
+def test_copies_of_a_trace_compile_nothing(packed, checkpoint):
+    net, rng = fb.LSTM(3, 5, num_layers=2, rng=0), np.random.default_rng(0)
+    x, dy = (rng.normal(size=(20, 2, n)).astype(np.float32) for n in (3, 5))
+    wanted = net.trace(x, checkpoint=checkpoint).backward(dy)
+    norm = fb.log_norm(net.trace(x).chain())
+    kernels = (sweeps.descend, packing.pack_adjoint_cell, chain.linearise_layer, chain.push)
+    compiled = [len(kernel.signatures) for kernel in kernels]
+    for copied in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        other = net if packed else copy.deepcopy(net)
+        trace = copied(other.trace(x, checkpoint=checkpoint))
+        gradients = trace.backward(dy)
+        np.testing.assert_array_equal(gradients.x, wanted.x)
+        if checkpoint is None:
+            assert not trace.output.flags.writeable
+            assert fb.log_norm(trace.chain()).estimate == norm.estimate
+            assert fb.log_norm(copied(trace.chain())).estimate == norm.estimate
+        assert [len(kernel.signatures) for kernel in kernels] == compiled

@@ -246,7 +246,9 @@ def _sigmoid(x):
     """(m, t / (1 + t)) with t = exp(-|x|) and m = t for x < 0, else 1.
 
     Its power of two is lifted, so that it is never subnormal, and lowered beside the division: a
-    layer spends a fifth of its time here.
+    layer spends a fifth of its time here.  Tried on Zen 5: one division for two or three quotients
+    took 1.07 and 1.15 of the time, the approximate reciprocal and a correction 1.15 (tanh 1.2, on
+    Zen 4 1.1).
     """
     k, one = _constants(x), kept(type(x)(1))
     a = -abs(x)
