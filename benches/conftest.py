@@ -55,6 +55,8 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_configure(config: Any) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("markers", "long: a minute or several; left out without --long")
+    # one that Ctrl-C or a failure ended has no time, and to say so as an error would hide which
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     # pytest-xdist's own lines say what its workers do
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         return
