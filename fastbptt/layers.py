@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -284,6 +284,12 @@ class LayerPass:
         self.h[:, H:] = self.c[:, H:] = 0
         for slot in range(self.layer.design.slots.width):
             self._a[:, slot * Hp + H : (slot + 1) * Hp] = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose arrays may be written: kernels would be compiled for such an x anew."""
+        vars(self).update(state)
+        if "x" in state:  # not of one that is `taken_apart`
+            self.x = checks.read_only(self.x)
 
     def taken_apart(self) -> tuple["LayerPass", list[np.ndarray]]:
         """This pass without x and what it made, and that; `put_together` has it back."""

@@ -117,11 +117,12 @@ class Trace:
             ]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy, whose arrays may be written: kernels would be compiled for such ones anew."""
+        """Of a copy, whose arrays may be written, and whose weights are read-only in one place."""
         vars(self).update(state)
-        for n, one in enumerate(self._passes):
-            one.layer, one.x = self._weights.layers[n], checks.read_only(one.x)
-        self.output = checks.read_only(self.output)
+        for one, layer in zip(self._passes, self._weights.layers, strict=True):
+            one.layer = layer
+        if "output" in state:  # not of one that is `taken_apart`
+            self.output = checks.read_only(self.output)
 
     @functools.cached_property
     def state(self) -> Any:
