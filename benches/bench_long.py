@@ -53,6 +53,7 @@ def test_checkpoints(benchmark, rounds, request):
 
 def test_truncated(benchmark, rounds, request):
     """A gradient that ends at each window's begin: what fits in no memory is made so as a rule."""
+    pytest.importorskip("torch")  # whose gradients are those wanted
     quick = request.config.getoption("--quick")
     T = 20_000 if quick else 1_000_000
     rng, net = np.random.default_rng(0), fb.RNN(32, 64, rng=0)
@@ -61,7 +62,6 @@ def test_truncated(benchmark, rounds, request):
     def whole():
         return net.trace(x).backward(dy, input_gradient=False)
 
-    pytest.importorskip("torch")  # whose gradients are those wanted
     with pinned(1):
         growth = alone("truncation", T=T)["growth_bytes"]
         seconds = by_turns(rounds, {"truncated": lambda: truncated(net, x, dy), "whole": whole})

@@ -379,8 +379,7 @@ class JacobianStream:
             raise ValueError(f"expected format {_FORMAT}, got {arrays['format']}")
         parameters = {n[4:]: y for n, y in arrays.items() if n.startswith("net.")}
         options = {n[7:]: y.item() for n, y in arrays.items() if n.startswith("option.")}
-        kind = NETWORKS[str(arrays["kind"])]
-        net = kind(**options, dtype=parameters["weight_ih_l0"].dtype)
+        net = NETWORKS[str(arrays["kind"])](**options, dtype=parameters["weight_ih_l0"].dtype)
         net.load_state_dict(parameters)
         V, counts = arrays["V"], checks.shaped(arrays["counts"], "counts", np.dtype(np.int64), (3,))
         stream = cls(net, len(V.T))
@@ -394,7 +393,8 @@ class JacobianStream:
             assert stream._carried is not None
             for name, y in stream._carried._asdict().items():
                 y[...] = checks.shaped(arrays[f"carried.{name}"], name, y.dtype, y.shape)
-            if not stream._carried.sound() or counts.min() < 0 or curve.stride < 1:
-                raise ValueError("expected counts that a stream can have")
             curve.restore(arrays, B)
+        begun = stream._carried
+        if counts.min() < 0 or curve.stride < 1 or not (begun is None or begun.sound()):
+            raise ValueError("expected counts that a stream can have")
         return stream
