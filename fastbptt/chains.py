@@ -264,6 +264,8 @@ class CompiledChain(Chain):
         """What kernels do not: steps that there are, and rows (G,k,N) of the states' size."""
         T, G = len(self), len(firsts)
         if G == 0:
+            if len(rows):
+                raise ValueError(f"rows: expected no group for no step, got shape {rows.shape}")
             return
         low, high = (firsts[0], firsts[0]) if G == 1 else (firsts.min(), firsts.max())
         least, most = (0, T - count) if forward else (count, T)
@@ -361,6 +363,7 @@ class MatrixChain(CompiledChain):
         if len(set(self._sizes)) == 1:
             whole = stacked if stacked is not None else np.stack(self._J)
             self._chain = kernels.Matrices(checks.read_only(np.ascontiguousarray(whole)))
+            self._J = list(self._chain.J)  # what the kernels read, be it a copy
 
     def __getstate__(self) -> dict[str, Any]:
         """The matrices once, and not what the kernels read."""

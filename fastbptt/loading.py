@@ -183,13 +183,23 @@ def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any
     with files.reading(path, what):
         if about.pop("format", None) != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        saved = checks.choice(about.pop("kind"), "kind", NETWORKS)
-        also = {name: about[name] for name in (*NETWORKS[saved].OPTIONS, "batch_first")}
-        net = from_state_dict(arrays, saved, **also)  # the sizes from what is there, not from words
-        if net.options() != about:
-            raise ValueError(f"expected the arrays of {about}")
+        net = saved_net(arrays, about)
+    saved = about["kind"]
     for name, y in {"kind": kind or saved, "prefix": prefix, **options}.items():
-        said = {"kind": saved, "prefix": "", **about}.get(name)
+        said = {"prefix": "", **about}.get(name)
         if y != said:
             raise ValueError(f"{name}: {os.fspath(path)} was saved with {said!r}, got {y!r}")
+    return net
+
+
+def saved_net(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Network:
+    """The net of so many arrays, whose kind and `options` a file says.
+
+    Its sizes are those of what is there: by the file's words alone no memory is asked for.
+    """
+    kind = checks.choice(about["kind"], "kind", NETWORKS)
+    also = {name: about[name] for name in (*NETWORKS[kind].OPTIONS, "batch_first")}
+    net = from_state_dict(arrays, kind, **also)
+    if {"kind": kind, **net.options()} != about:
+        raise ValueError(f"expected the arrays of {about}")
     return net

@@ -191,7 +191,7 @@ class Network:
         state : ndarray (L·D,B,H), or (L·D,H) for an unbatched x, optional
             What the first step begins with (in the reverse direction: the last step); zeros if
             None.  An LSTM's is a tuple (h, c).
-        lengths : sequence of int (B,), optional
+        lengths : sequence of int (B,), of an unbatched x (1,), optional
             Steps of each sequence, from 0 to T, in any order; T each if None.  What lies beyond is
             not read, and may be NaN.
         reset : ndarray of bool (T,B), (B,T) if `batch_first`, or (T,), optional
@@ -239,7 +239,7 @@ class Network:
         ----------
         x, state, lengths, reset
             As of the call.  A contiguous x, with `checkpoint` any, is kept and not copied:
-            `backward` reads it again, so do not change it before.
+            `backward` and `chain` read it again, so do not change it before.
         checkpoint : int, optional
             Keep the state of every so many steps alone, and run what lies between again in
             `backward`: for sequences whose trace does not fit in memory.  About sqrt(T) keeps

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from . import checks
+from . import checks, matrix_norms
 from .chains import CompiledChain
 from .kernels import chain as kernels
 from .kernels.activations import MAX_SLOPE, TAGS
@@ -75,8 +75,8 @@ class TraceChain(CompiledChain):
         if act is None or self._blocks > 1:
             return math.nan
         name = next(name for name, tag in TAGS.items() if type(tag) is type(act))
-        norm = float(np.linalg.norm(self._weights.layers[0].w_hh.astype(np.float64), 2))
-        return math.log(MAX_SLOPE[name] * norm) if norm > 0 else -math.inf
+        norm = matrix_norms.norms(self._weights.layers[0].w_hh[None])[0]
+        return math.log(MAX_SLOPE[name]) + float(norm)
 
     def classical_bound(self, t: int, s: int) -> float:
         """As `Chain.classical_bound`: t - s times the rate."""

@@ -589,3 +589,24 @@ def test_a_training_goes_as_torch_nn_does():
     theirs, ours = np.split(np.array(losses), 2)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert (np.diff(ours.reshape(3, 10), axis=1) < 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_accelerate_names_scripted_and_quantized_layers():
+    scripted = torch.jit.script(torch.nn.GRU(3, 4))
+    with pytest.warns(UserWarning, match=r"leaves alone 0 \(GRU is scripted\)$"):
+        bridge.accelerate(torch.nn.Sequential(scripted, torch.jit.script(torch.nn.Linear(4, 4))))
+    quantized = torch.ao.nn.quantized.dynamic.LSTM(3, 4)
+    with pytest.warns(UserWarning, match=r"leaves alone the model \(LSTM is quantized\)$"):
+        bridge.accelerate(quantized)
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
+        bridge.accelerate([torch.nn.GRU(3, 4)])
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 3)])
+def test_a_packed_sequence_has_two_dimensions(shape):
+    packed = PackedSequence(torch.ones(shape), torch.tensor([2, 2]))
+    for module in twins("GRU", 3, 4):
+        with pytest.raises(RuntimeError, match=f"input must have 2 dimensions, got {len(shape)}"):
+            module(packed)

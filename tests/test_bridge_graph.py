@@ -214,3 +214,25 @@ def test_symbolic_traces_of_hooks_and_of_a_layer_itself_are_refused_in_words():
             torch.fx.symbolic_trace(model)
     with pytest.raises(NotImplementedError, match=r"torch\.fx.*restore\(model\)"):
         torch.fx.symbolic_trace(bridge.GRU(3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_net_of_a_layer_with_a_forward_pass_of_its_own(kind):
+    layer = getattr(torch.nn, kind)
+    own = type("Own", (layer,), {"forward": lambda self, x, hx=None: layer.forward(self, 2 * x)})
+    with pytest.raises(TypeError, match=r"expected torch\.nn's own forward pass, Own has"):
+        bridge.from_module(own(3, 4))
+    parametrized = torch.nn.utils.parametrizations.weight_norm(layer(3, 4), "weight_hh_l0")
+    bridge.from_module(parametrized)
+    bridge.from_module(bridge.accelerate(layer(3, 4)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_whose_sizes_change_after_a_call(kind):
+    layer = bridge.accelerate(getattr(torch.nn, kind)(3, 4))
+    layer(torch.ones(2, 1, 3))
+    rows = len(layer.weight_ih_l0)
+    layer.weight_ih_l0, layer.input_size = torch.nn.Parameter(torch.ones(rows, 5)), 5
+    x = torch.randn(6, 2, 5)
+    output, _ = layer(x)
+    torch.testing.assert_close(output, bridge.restore(layer)(x)[0])

@@ -241,6 +241,13 @@ def test_what_kernels_cannot_refuse_is_refused_before(chain):
     ):
         with pytest.raises(ValueError, match=r"rows: expected 1 groups \(k, 5\), got shape"):
             call()
+    none = np.zeros(0, int)
+    for call in (
+        lambda: chain.push_groups(none, 1, rows[:, None]),
+        lambda: chain.pull_groups(none, 1, rows[:, None]),
+    ):
+        with pytest.raises(ValueError, match=r"rows: expected no group for no step, got shape"):
+            call()
     assert chain.push(4, 4, rows).shape == (2, 5)
 
 
@@ -365,3 +372,25 @@ def test_a_gru_at_rest():
         assert_allclose(chain.matrix(3, 0), J @ J @ J, atol=1e-14)
         exact = math.log(np.linalg.norm(J @ J @ J, 2))
         assert_allclose(fb.log_norm(chain).estimate, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [list, lambda J: np.stack(J)[:, ::-1, ::-1]])
+def test_a_chain_of_a_copy_reads_that_alone(given):
+    """Else an upper bound could fall below the norm."""
+    J = [np.diag([1.0, 2.0]), np.diag([3.0, 0.5])]
+    matrices = given(J)
+    chain = fb.MatrixChain(matrices)
+    for step in matrices:
+        step[:] = 0
+    norm = fb.log_norm(chain)
+    assert norm.textbook.steps >= norm.estimate > 0
+
+
+def test_the_classical_rate_of_weights_that_are_not_finite():
+    net = fb.RNN(2, 3, rng=0)
+    x = np.zeros((4, 2), np.float32)
+    for number in (np.nan, np.inf):
+        net.weight_hh_l0 = np.full((3, 3), number, np.float32)
+        chain = net.trace(x).chain()
+        assert not np.isfinite(chain.classical_rate)
+        assert not np.isfinite(fb.textbook_bounds(chain).classical)

@@ -418,3 +418,18 @@ def test_parts_of_a_curve_keep_the_textbook_bounds_that_are_theirs():
         assert lost.textbook is None
         if pytest.importorskip("matplotlib"):
             assert lost.plot().get_xlabel()
+
+
+def test_what_a_curve_holds_is_three_arrays():
+    chain = fb.MatrixChain(np.stack([0.5 * np.eye(4)] * 10))
+    for curve in (
+        fb.growth_from(chain, probes=4),
+        fb.growth_to(chain, probes=4),
+        fb.growth_to(chain, cotangent=np.ones(4)),
+        fb.growth_to(chain, cotangent=np.zeros(4)),
+    ):
+        curve.lower[:] = 7
+        assert (curve.estimate != 7).all()
+        assert (curve.upper != 7).all()
+        curve.upper[:] = 8
+        assert (curve.estimate != 8).all()

@@ -564,3 +564,10 @@ def test_the_chance_of_a_start_without_the_first_vector(delta):
     """epsilon is such that a standard normal lies within epsilon·length with probability delta."""
     within = math.erf(7.0 * math.exp(-room_of(delta, 7.0)) / math.sqrt(2))
     assert 0.999 * delta < within <= delta
+
+
+@pytest.mark.parametrize("method", ["auto", "explicit", "lanczos"])
+@pytest.mark.parametrize("size", [2.0**1023, 1e308, np.finfo(float).max])
+def test_numbers_at_the_end_of_the_range(size, method):
+    chain = fb.MatrixChain(np.array([[[size]], [[0.5]]]))
+    assert_allclose(fb.log_norm(chain, method=method).estimate, np.log(size) - np.log(2))

@@ -132,3 +132,39 @@ def test_counts_of_a_stream_that_has_not_begun(tmp_path):
     np.savez(tmp_path / "other.npz", **arrays)
     with pytest.raises(ValueError, match=r"other\.npz: not a saved .* \(expected counts"):
         fb.JacobianStream.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("name", ["option.hidden_size", "option.input_size", "option.num_layers"])
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path, name):
+    """No memory is asked for by its words alone."""
+    stream = fb.JacobianStream(fb.RNN(3, 5, rng=0), probes=3)
+    stream.update(np.ones((9, 2, 3), np.float32))
+    stream.save(tmp_path / "stream.npz")
+    arrays = dict(np.load(tmp_path / "stream.npz")) | {name: np.array(10**9)}
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=r"other\.npz: not a saved"):
+        fb.JacobianStream.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("other", ["update", "result", "save"])
+def test_one_thread_at_a_time(tmp_path, monkeypatch, other):
+    """Also before its kernel runs: while it sets up what is carried, or copies its chunk."""
+    net, x = driven(5, B=2)
+    stream, refused = fb.JacobianStream(net), []
+    calls = {
+        "update": lambda: stream.update(x),
+        "result": lambda: stream.result(),
+        "save": lambda: stream.save(tmp_path / "stream.npz"),
+    }
+    begin = stream._begin
+
+    def interrupted_by_another(*arguments):
+        with pytest.raises(RuntimeError, match="another thread has the stream"):
+            calls[other]()
+        refused.append(other)
+        begin(*arguments)
+
+    monkeypatch.setattr(stream, "_begin", interrupted_by_another)
+    stream.update(x)
+    assert refused == [other]
+    assert_array_equal(stream.result().lower, streamed(net, x).lower)

@@ -6,10 +6,8 @@ layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net
 `fb.diagnose`, traces and chains of Jacobians.
 """
 
-import collections
 import warnings
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,69 +18,13 @@ from .. import networks
 from ..loading import from_state_dict
 from ..network import Network
 from .torch_autograd import INSTEAD, Layers, array, tensor, threads, transform_of
-
-_DTYPES = (torch.float32, torch.float64)
+from .torch_checks import of_one_dtype, of_rank, refusal, refusal_of, states_of
 
 # The net of each module and span of layers.  Beside the modules and not in them: neither pickled
 # nor copied with them.
 _nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def _refusal(module: torch.nn.RNNBase, weights: Mapping[str, torch.Tensor]) -> str | None:
-    """Why fastbptt cannot compute a module, None if it can."""
-    if getattr(module, "proj_size", 0):
-        return f"proj_size={module.proj_size} is not implemented, only 0: no kernel has projections"
-    for name, y in weights.items():
-        if (reason := _refusal_of(y)) is not None:
-            return f"{name} {reason}"
-    return None
-
-
-def _refusal_of(y: torch.Tensor) -> str | None:
-    if y.device.type != "cpu":
-        return f"is on {y.device}; fastbptt computes on the CPU: use .cpu(), or torch.nn's layer"
-    if y.dtype not in _DTYPES:
-        return f"is of {y.dtype}; fastbptt computes in float32 and float64: use .float()"
-    return None
-
-
-def _of_one_dtype(weights: Mapping[str, torch.Tensor]) -> None:
-    """Parameters of one dtype, or an error that names those unlike most."""
-    dtypes = [y.dtype for y in weights.values()]
-    if len(set(dtypes)) > 1:
-        most = collections.Counter(dtypes).most_common(1)[0][0]
-        odd = {name: y.dtype for name, y in weights.items() if y.dtype != most}
-        raise TypeError(
-            f"{', '.join(odd)}: expected {most} as the other parameters, got "
-            f"{', '.join(sorted({str(y) for y in odd.values()}))}; convert all by module.float() "
-            "or module.double()"
-        )
-
-
-def _states(hx: Any, pair: bool) -> tuple[torch.Tensor, ...]:
-    """h_0, or of an LSTM's pair h_0 and c_0; none if there are none."""
-    if pair and hx is not None and not isinstance(hx, (tuple, list)):
-        raise TypeError(f"hx: expected a tuple (h_0, c_0), got {type(hx).__name__}")
-    states = () if hx is None else tuple(hx) if pair else (hx,)
-    if pair and len(states) not in (0, 2):
-        raise RuntimeError(f"lstm expects two hidden states, got {len(states)}")
-    for y in states:
-        if not isinstance(y, torch.Tensor):
-            raise TypeError(f"hx: expected a Tensor, got {type(y).__name__}")
-    return states
-
-
-def _of_rank(states: tuple[torch.Tensor, ...], rank: int, which: str) -> None:
-    """States of as many dimensions as the input, or torch.nn's error."""
-    if any(y.dim() != rank for y in states):
-        names = "hx" if len(states) == 1 else "hx and cx"
-        got = ", ".join(f"{y.dim()}-D" for y in states)
-        got = f"{got} tensor" if len(states) == 1 else f"({got}) tensors"
-        raise RuntimeError(
-            f"For {which} {rank}-D input, {names} should also be {rank}-D but got {got}"
-        )
 
 
 def _node(module: torch.nn.RNNBase, x: Any, hx: Any) -> Any:
@@ -123,10 +65,11 @@ class _Recurrent(torch.nn.RNNBase):
         kind, _, nonlinearity = self.mode.partition("_")
         if nonlinearity:  # not self.nonlinearity, which torch.nn does not read
             options["nonlinearity"] = nonlinearity.lower()
-        I = self.input_size if first == 0 else D * self.hidden_size
+        I, H = self.input_size if first == 0 else D * self.hidden_size, self.hidden_size
+        options |= {"input_size": I, "hidden_size": H}
         if net is None or any(getattr(net, name) != y for name, y in options.items()):
             make = getattr(networks, kind)
-            net = nets[first, last] = make(I, self.hidden_size, rng=0, **options)
+            net = nets[first, last] = make(rng=0, **options)
         held = net.weights.arrays
         if not all(np.array_equal(held[name], y) for name, y in arrays.items()):
             net.load_state_dict(arrays)
@@ -134,7 +77,7 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _checked(self, y: torch.Tensor, name: str, weights: dict[str, torch.Tensor]) -> None:
         """What torch.nn's own checks leave to the kernels."""
-        if (reason := _refusal_of(y)) is not None:
+        if (reason := refusal_of(y)) is not None:
             raise NotImplementedError(f"fastbptt: {name} {reason}")
         if torch.is_autocast_enabled("cpu"):
             raise NotImplementedError(
@@ -172,23 +115,25 @@ class _Recurrent(torch.nn.RNNBase):
             raise ValueError(
                 f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
             )
+        if packed and input.data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {input.data.dim()}")
         pair, batched = self.mode == "LSTM", packed or input.dim() == 3
-        states = _states(hx, pair)
+        states = states_of(hx, pair)
         data = input.data if packed else input
         # Read once: a parametrization may draw each anew, or count how often it is asked.
         weights = {name: getattr(self, name) for name in self._flat_weights_names}
         if (what := transform_of(data, *states, *weights.values())) is not None:
             raise NotImplementedError(f"fastbptt: {what} are not implemented; {INSTEAD}")
-        if (reason := _refusal(self, weights)) is not None:
+        if (reason := refusal(self, weights)) is not None:
             raise NotImplementedError(f"fastbptt: {reason}")
-        _of_one_dtype(weights)
+        of_one_dtype(weights)
         for y, name in [(data, "input"), *((y, "hx") for y in states)]:
             self._checked(y, name, weights)
         if not batched:
-            _of_rank(states, 2, "unbatched")
+            of_rank(states, 2, "unbatched")
             states = tuple(y.unsqueeze(1) for y in states)
         else:
-            _of_rank(states, 3, "batched")
+            of_rank(states, 3, "batched")
 
         lengths = None
         if packed:
@@ -286,6 +231,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     """torch.nn.LSTM, computed by fastbptt; `proj_size` raises a NotImplementedError when called."""
 
 
+_FORWARDS = {kind.forward for kind in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM, _Recurrent)}
 _TWINS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
 
 
@@ -305,7 +251,8 @@ def from_module(module: torch.nn.RNNBase) -> Network:
     Raises
     ------
     TypeError
-        If it is no such layer, or its parameters are of two dtypes.
+        If it is no such layer but a subclass with a forward pass of its own, or something else, or
+        if its parameters are of two dtypes.
     NotImplementedError
         For projections, other devices and other dtypes.
 
@@ -319,19 +266,38 @@ def from_module(module: torch.nn.RNNBase) -> Network:
     if not isinstance(module, torch.nn.RNNBase):
         got = type(module).__name__
         raise TypeError(f"module: expected a torch.nn.RNN, GRU or LSTM, got {got}")
+    if type(module).forward not in _FORWARDS:  # a parametrized layer's is its own
+        got = type(module).__name__
+        raise TypeError(f"module: expected torch.nn's own forward pass, {got} has another")
     weights = {name: getattr(module, name) for name in module._flat_weights_names}
-    if (reason := _refusal(module, weights)) is not None:
+    if (reason := refusal(module, weights)) is not None:
         raise NotImplementedError(f"module: {reason}")
-    _of_one_dtype(weights)
+    of_one_dtype(weights)
     kind, _, nonlinearity = module.mode.lower().partition("_")
     options = {"nonlinearity": nonlinearity} if nonlinearity else {}
     return from_state_dict(weights, kind.upper(), batch_first=module.batch_first, **options)
 
 
+def _of_another_kind(module: torch.nn.Module) -> str | None:
+    """Why a recurrent layer that is none of torch.nn's own is left alone; None of other modules."""
+    kind, names = type(module).__name__, [layer.__name__ for layer in _TWINS]
+    if isinstance(module, torch.jit.ScriptModule):
+        known = module.original_name in names
+        return f"{module.original_name} is scripted" if known else None
+    if isinstance(module, torch.nn.RNNCellBase):
+        return f"{kind} computes one step"
+    if isinstance(module, torch.nn.RNNBase):
+        return f"{kind} is a subclass and may compute something else"
+    quantized = type(module).__module__.startswith("torch.ao.nn.quantized")
+    return f"{kind} is quantized" if quantized and kind in names else None
+
+
 def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     """Let fastbptt compute every torch.nn.RNN, GRU and LSTM in a model, which is changed in place.
 
-    Parameters, hooks, names and mode stay what and where they are: optimisers stay valid.
+    Parameters, hooks, names and mode stay what and where they are: optimisers stay valid.  What
+    goes by a layer's exact type, as torch.ao.quantization does, passes over them, and torch.jit's
+    scripts cannot be made of them: call `restore` before.
 
     Parameters
     ----------
@@ -346,7 +312,13 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     Warns
     -----
     UserWarning
-        Naming the recurrent layers left as they were, cells and subclasses among them, and why.
+        Naming the recurrent layers left as they were, cells, subclasses and scripted ones among
+        them, and why.
+
+    Raises
+    ------
+    TypeError
+        If it is no torch.nn.Module.
 
     Examples
     --------
@@ -355,18 +327,20 @@ def accelerate(model: torch.nn.Module) -> torch.nn.Module:
     >>> accelerate(torch.nn.Sequential(torch.nn.LSTM(3, 5)))[0].__class__.__module__
     'fastbptt.bridges.torch'
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     left = []
     for name, module in model.named_modules():
-        cell = isinstance(module, torch.nn.RNNCellBase)
-        if isinstance(module, _Recurrent) or not (cell or isinstance(module, torch.nn.RNNBase)):
+        if isinstance(module, _Recurrent):
             continue
-        what = "computes one step" if cell else "is a subclass and may compute something else"
-        reason = f"{type(module).__name__} {what}"
-        weights = dict(module.named_parameters(recurse=False))
-        if type(module) not in _TWINS or (reason := _refusal(module, weights) or ""):
-            left.append(f"{name or 'the model'} ({reason})")
+        if type(module) in _TWINS:
+            reason = refusal(module, dict(module.named_parameters(recurse=False)))
+            if reason is None:
+                module.__class__ = _TWINS[type(module)]
         else:
-            module.__class__ = _TWINS[type(module)]
+            reason = _of_another_kind(module)
+        if reason is not None:
+            left.append(f"{name or 'the model'} ({reason})")
     if left:
         warnings.warn(f"fastbptt leaves alone {'; '.join(left)}", stacklevel=2)
     return model

@@ -21,6 +21,7 @@ from .cells import (
     tangent,
 )
 from .jit import implements, kernel
+from .lines import clear
 from .panels import from_output, nothing, packed, panel_matmul
 from .simd import fetch_to_L2, lanes_of, rows, shifted
 from .slots import slots_matmul
@@ -182,6 +183,8 @@ def _pull_linearised(chain, steps, block):
         column = l * chain.parts * Hp
         offset = l * (n.last - n.first) * Hp * Hp
         a = rows(block.a, _first_column(chain, n, block, l), wide)
+        for part in range(chain.parts):
+            clear(block.now, 0, M, column + part * Hp + chain.H, column + (part + 1) * Hp)
         for g in range(groups):
             if M == 1 and steps[g] > 0:
                 _fetch_before(chain, n, l, steps[g])
@@ -190,6 +193,8 @@ def _pull_linearised(chain, steps, block):
             source, c = shifted(a, n.gate * Hp, wide), shifted(a, n.last * Hp, wide)
             w = packed(cell.w_hh, offset + head * Hp * Hp, (n.last - n.gate) * Hp)
             panel_matmul(source, M, w, Hp, zeros, c)
+            gated_state = _first_column(chain, n, block, l) + n.last * Hp
+            clear(block.a, 0, M, gated_state + chain.H, gated_state + Hp)
             for g in range(groups):
                 gate_cotangent(cell, p, _at(chain, n, block, g, l, steps[g]), 0, Hp)
         source, dh = shifted(a, n.first * Hp, wide), rows(block.now, column, stride)

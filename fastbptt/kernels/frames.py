@@ -100,7 +100,8 @@ def orthonormalise(frame, R, work):
             size = 0.0
             for j in range(N):
                 size = max(size, abs(np.float64(y[j])))
-            exponent = math.frexp(size)[1]
+            # of float64 2^1024 is none: a row of larger numbers is scaled to less than 2
+            exponent = min(math.frexp(size)[1], 1023)
         if -exponent < np.finfo(frame.dtype).maxexp:
             scale = number(_scaled(1.0, -exponent))
             for j in range(N):

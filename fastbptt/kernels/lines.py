@@ -8,6 +8,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
+from .jit import kernel
 from .simd import REGISTER_BYTES, elements
 
 
@@ -45,6 +46,17 @@ REGIONS = (
 
 # What is read and written as a whole where cells know its parts by the names on the right.
 _PARTS = {"state": ("h", "c")}
+
+
+@kernel(part=True, inlined=True)
+def clear(array, first, count, j0, j1):
+    """0 in columns j0 .. j1-1 of some rows: those of padding, before more is made of them.
+
+    0 · inf, of a number that overflows, is NaN there, and a sum over all columns would spread it.
+    """
+    for j in range(j0, j1):
+        for r in range(first, first + count):
+            array[r, j] = 0
 
 
 class Line(types.Type):

@@ -73,8 +73,10 @@ def _start(memory: np.ndarray) -> int:
 
 def _found(size: int) -> tuple[_Memory, int]:
     """So many bytes, the idle ones last used if there are, and where their first line begins."""
-    for key, owner in reversed(list(_idle.items())):
-        if owner.size == size and _idle.pop(key, None) is not None:
+    # values alone: a list of items is made of tuples, at whose making garbage may be collected, and
+    # with it an array whose owner would be added while `_idle` is looked through
+    for owner in reversed(list(_idle.values())):
+        if owner.size == size and _idle.pop(id(owner), None) is not None:
             return owner.memory, owner.start
     memory = _Memory(size, _BYTE)
     return memory, _start(memory)

@@ -21,7 +21,7 @@ from .cells import (
 )
 from .frames import EMPTY, factor_times, orthonormalise
 from .jit import kernel
-from .lines import line, whole
+from .lines import clear, line, whole
 from .panels import BLOCK, from_output, nothing, packed
 from .simd import REGISTER_BYTES, lanes_of, rows, shifted
 from .slots import matmul_steps, slots_matmul
@@ -89,10 +89,12 @@ def _close_block(s, b):
 
 
 @kernel(part=True)
-def _settle(s, b, frame, scratch):
+def _settle(s, b, frame, n, scratch):
     """Orthonormalise one frame, multiply its factor, note its growth, choose the next interval."""
     R, row, work = scratch
     k = R.shape[0]
+    for padding in range(n.H, n.stride, n.Hp):
+        clear(frame, 0, k, padding, padding + n.Hp - n.H)
     orthonormalise(frame, R, work)
     factor_times(R, s.U[b], s.e[b], row)
     steps = s.since[b]
@@ -220,11 +222,15 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
         for b in range(b0, b1):
             since[b] += 1
             tangents = line(panel, ((now * B + b) * each + 1) * stride, "state")
+            if H < Hp:  # asked first: a range of steps of Hp divides
+                for padding in range(H, stride, Hp):
+                    for j in range(padding, padding + Hp - H):
+                        tangents[j] = 0
             # where the product has become zero there is nothing to bring back into range
             if since[b] >= interval[b] or (
                 e[b, 0] > EMPTY and _leaves_range(tangents, stride, far)
             ):
-                _settle(s, b, panel[now, b, 1:], scratch)
+                _settle(s, b, panel[now, b, 1:], n, scratch)
 
 
 @kernel(allocates=True)

@@ -14,7 +14,7 @@ from .ahead import AWAY, STAYS, fetch_before, fetch_rows, soon_backward, soon_fo
 from .cells import Adjoints, At, Memory, adjoint, gate, gate_adjoint, slots, step
 from .gradients import Sums, weight_gradients
 from .jit import kernel
-from .lines import line, whole
+from .lines import clear, line, whole
 from .panels import (
     BLOCK,
     FETCHING,
@@ -165,7 +165,7 @@ def forward(cell, m, starts, span, team):
 
 
 @kernel(part=True)
-def _backward(cell, m, d, starts, span, team, member):
+def _backward(cell, m, d, H, starts, span, team, member):
     """d.da and d.dx of the steps t0 .. t1-1, d.dh (and dc) of state t0 from those of state t1.
 
     d.dh holds all of dL/dh, with d.dy of that step, as it does for a sequence's last state before
@@ -217,6 +217,7 @@ def _backward(cell, m, d, starts, span, team, member):
                 else:
                     soon = soon_backward(m, d, starts, t, b0, M, q == 0)
                     rows_matmul(source, later, w, j1 - j0, above, dh, soon)
+                clear(d.dh, b0, M, max(H, j0), j1)
                 if d.step_h.shape[0] > 0:
                     for b in range(M):
                         record = line(d.step_h, (s + b) * Hp, "step")
@@ -245,6 +246,7 @@ def _backward(cell, m, d, starts, span, team, member):
                     w, units = from_output(w_gate, j0), (j1 - j0, 0, j1 - j0)
                     # as of one slot: what is compiled for the forward pass serves here too
                     slots_matmul(source, M, w, 1, units, zeros, target, nothing(zeros))
+                    clear(d.da, row, M, n.last * Hp + max(H, j0), n.last * Hp + j1)
                     gate_adjoint(cell, m, d, at, M, j0, j1)
                     if t > 0:
                         _add(d.dh, b0, d.dy, starts[t] - N + b0, M, j0, j1)
@@ -332,9 +334,9 @@ def descend(cell, m, d, sums, starts, span, team):
         own = (begin, end, b0, b1)
         if team.by_units:
             member = (number, members, meeting)
-            members, meeting = _backward(cell, m, d, starts, own, team, member)
+            members, meeting = _backward(cell, m, d, sums.H, starts, own, team, member)
         elif b0 < b1:
-            _backward(cell, m, d, starts, own, team, (0, 1, 0))
+            _backward(cell, m, d, sums.H, starts, own, team, (0, 1, 0))
         if members > 1:
             meet(team, number, members, meeting)
             meeting += 1

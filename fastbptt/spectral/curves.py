@@ -39,7 +39,7 @@ class Curve(OfChain, _Windows):
         """Products of norms, nats, as `upper`: sums of `Chain.step_bounds`, found when asked for.
 
         They hold but for rounding, whatever the spectrum, and say "exploding" where gradients
-        vanish (spectral.md section 5).  Of states of more than 64 numbers `textbook_bounds` is
+        vanish.  Of states of more than 64 numbers `textbook_bounds` is
         tighter.  None without a chain for each row of `upper` that has all windows (t,s), so that a
         curve made by hand has none.
         """
@@ -172,8 +172,8 @@ def _from_block(
     if k == N:
         return (
             lower,
-            lower,
-            lower,
+            lower.copy(),
+            lower.copy(),
             0.0,
             "exact but for rounding: as many probes as the state has numbers",
         )
@@ -220,7 +220,7 @@ def growth_from(
 
     Notes
     -----
-    Bounds as `JacobianStream`'s (spectral.md section 1), for every state on the way.  What a
+    Bounds as `JacobianStream`'s, for every state on the way.  What a
     product such as A^-n A^n loses in rounding they do not see; `log_norm` does (`condition`).
 
     Examples
@@ -258,7 +258,7 @@ def growth_to(
         Of several, equally long, the curves get a leading axis.
     t : int
         None is T.
-    cotangent : ndarray (N_t,), optional; of B chains (B,N_t)
+    cotangent : ndarray (N_t,) of the chain's dtype, optional; of B chains (B,N_t)
         dL/d state t.  With it the curve is the norm of the gradient by lag, dL/d state s, exact to
         rounding: lower, estimate and upper are equal.
     probes, delta, rng
@@ -303,7 +303,7 @@ def growth_to(
     note = "exact to rounding: the cotangent pulled back"
     if peak == 0:
         curve = np.full(len(states), -math.inf)
-        return curve_of(chain, -math.inf, ends, states, curve, curve, curve, 0.0, note)
+        return _exact(chain, -math.inf, ends, states, curve, note)
     with np.errstate(invalid="ignore"):
         u = u / peak
     length = float(np.linalg.norm(u))
@@ -312,4 +312,11 @@ def growth_to(
     curve = np.concatenate([[0.0], watcher.norms(t)[:, 0]])
     nats = math.log(length) + math.log(peak)
     curve += nats
-    return curve_of(chain, nats, ends, states, curve, curve, curve, 0.0, note)
+    return _exact(chain, nats, ends, states, curve, note)
+
+
+def _exact(
+    chain: Chain, added: float, t: np.ndarray, s: np.ndarray, norms: np.ndarray, note: str
+) -> Curve:
+    """The curve of norms that are known."""
+    return curve_of(chain, added, t, s, norms, norms.copy(), norms.copy(), 0.0, note)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels.small import columns
+from ..kernels.stream import Stream
 from ..kernels.windows import gram, history_norms
 
 
@@ -70,6 +71,34 @@ def expected_shortfall(N: int, k: int) -> float:
     return (_digamma_half(N) - _digamma_half(k)) / 2
 
 
+def note(N: int, k: int) -> str:
+    """How `JacobianStream` estimates the norm of a product from k probes."""
+    if k == N:
+        return "exact but for rounding: as many probes as the state has numbers"
+    mean = f"lower + {expected_shortfall(N, k):.2f} nats, the mean shortfall of {k} probes of {N}"
+    if k == 1:
+        return f"{mean}; one probe cannot see whether there is a gap"
+    return f"{mean}, times 1 - (s2/s1)^2 of the block, which is 0 where it sees no gap"
+
+
 def room_of(delta: float, length: Any) -> Any:
     """log 1/epsilon: a Gaussian start of that length has less than epsilon of v_1 but for delta."""
     return np.log(length) - math.log(delta) - 0.5 * math.log(math.pi / 2)
+
+
+def finite_time_exponents(s: Stream) -> tuple[np.ndarray, np.ndarray]:
+    """Growth of |R_ii| per step, after a burn-in of an eighth of the blocks, and its error."""
+    exponents = np.full_like(s.running, np.nan)
+    error = np.full_like(s.running, np.nan)
+    with np.errstate(invalid="ignore"):
+        for b, n in enumerate(s.block_count):
+            burn = n // 8
+            steps = s.block_steps[b, burn:n]
+            total = s.blocks[b, burn:n].sum(axis=0) + s.running[b]
+            length = steps.sum() + s.running_steps[b]
+            if length:
+                exponents[b] = total / length
+            if n - burn >= 8:
+                rates = s.blocks[b, burn:n] / steps[:, None]
+                error[b] = rates.std(axis=0, ddof=1) / math.sqrt(n - burn)
+    return exponents, error

@@ -137,14 +137,14 @@ def log_norm(
     which grows beyond the largest Ritz value, reaches 1/epsilon, epsilon = delta sqrt(pi/2)/||w||
     for a Gaussian start w: beyond it w would have less than epsilon of the first singular vector
     (Kuczynski and Wozniakowski 1992; Hochstenbach 2013).  That of "block" after m half-sweeps is
-    (log ||(P'P).. P Omega|| + margin)/m (spectral.md section 1).  Neither assumes anything of the
-    spectrum.  Rounding moves all three by up to about T·eps·sqrt(N) times `condition`, and as a
-    rule by the root of T of it.  How much it did, `rounding` says: log |u'P v| is found once by
-    pushing v and once by pulling u, and at states between.  Where that is more than `tol` and than
-    the rule allows, the product itself is tried if 1e10 multiply-adds are enough for it; if it
-    fares no better the interval is wider by 8 times `rounding`, and where that is above 0.1 nats it
-    is (-inf, sum of log ||J_r||): the digits that would tell more are lost, and `estimate` may be
-    anything.
+    (log ||(P'P).. P Omega|| + what `JacobianStream` adds to its upper)/m.  Neither assumes anything
+    of the spectrum.  Rounding moves all three by up to about T·eps·sqrt(N) times `condition`, and
+    as a rule by the root of T of it.  How much it did, `rounding` says: log |u'P v| is found once
+    by pushing v and once by pulling u, and at states between.  Where that is more than `tol` and
+    than the rule allows, the product itself is tried if 1e10 multiply-adds are enough for it; if
+    it fares no better the interval is wider by 8 times `rounding`, and where that is above 0.1
+    nats it is (-inf, sum of log ||J_r||): the digits that would tell more are lost, and
+    `estimate` may be anything.
 
     Examples
     --------

@@ -125,7 +125,7 @@ class TextbookBounds(NamedTuple):
 def textbook_bounds(
     chain: Chain, t: int | None = None, s: int = 0, *, lag: int = 16, rng: Any = 0
 ) -> TextbookBounds:
-    """Products of norms, which say "exploding" where gradients vanish (spectral.md section 5).
+    """Products of norms, which say "exploding" where gradients vanish.
 
     Parameters
     ----------

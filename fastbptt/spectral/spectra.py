@@ -103,7 +103,8 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
     source : Chain or JacobianStream
         A stream reads sequences of any length in chunks, and is the fastest way there.
     k : int, optional
-        How many; all N of a chain, or all probes of a stream, if None.
+        How many; all N of a chain, or all probes of a stream, if None.  Of a chain no more than N
+        are found, of a stream more than its probes are refused.
     rng : int, numpy.random.Generator or None
         Draws the frame that is pushed along a chain.
 
@@ -114,7 +115,7 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        Naming the argument; RuntimeError for a stream that has seen nothing yet.
 
     Notes
     -----

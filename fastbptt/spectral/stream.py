@@ -1,6 +1,7 @@
 """The norm of a Jacobian product of any length, while the sequence streams by."""
 
-import math
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +11,12 @@ from ..kernels import stream as kernels
 from ..kernels.memory import aligned
 from ..kernels.panels import padded
 from ..kernels.sweeps import CHUNK_ROWS
+from ..loading import saved_net
 from ..network import Network
 from ..networks import NETWORKS
 from ..threads import share
 from ..trace import Layout
-from .factors import BlockNorms, block_norms, expected_shortfall, upper_margin
+from . import factors
 from .growth_curve import GrowthCurve
 
 _CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
@@ -36,7 +38,8 @@ class StreamResult(NamedTuple):
     note: str  # how the estimate was made
     exponents: np.ndarray  # (B,k): finite-time Lyapunov exponents after the burn-in
     standard_error: np.ndarray  # (B,k); NaN with fewer than 8 blocks of steps
-    curve_steps: np.ndarray  # (C,): the ends of the chunks
+    # (C,): the ends of the chunks; of more than 4096 of every second, fourth and so on
+    curve_steps: np.ndarray
     curve_lower: np.ndarray  # (C,B), and so on
     curve_estimate: np.ndarray
     curve_upper: np.ndarray
@@ -52,7 +55,7 @@ class JacobianStream:
 
     Parameters
     ----------
-    net : RNN, GRU or LSTM
+    net : RNN, GRU, LSTM or MGU
         Of one direction; the state is that of all layers, an LSTM's h and c: N = L·H or 2·L·H.
     probes : int
         k, at least 1; no more than N are used, and with N of them the norm is exact.
@@ -69,12 +72,12 @@ class JacobianStream:
 
     Notes
     -----
-    `lower` and `upper` are those of spectral.md section 1: with Omega (N,k) of iid N(0,1) and
-    V its orthonormal factor, log ||P V|| <= log ||P|| <= log ||P Omega|| + margin(k, delta), the
-    second but with probability delta (chi^2 tail; cf. Dixon 1983; Halko, Martinsson, Tropp 2011).
-    The margin at delta = 0.05, k = 8 is -0.37 nats, whatever T.  Rounding moves all three by about
-    T·eps·sqrt(N) nats at the very worst, as a random walk by sqrt(T) of it.  In float32 a slope
-    below 1e-38 is zero.  Exponents: Benettin et al. 1980.
+    With Omega (N,k) of iid N(0,1) and V its orthonormal factor `lower` is log ||P V|| and `upper`
+    log ||P Omega|| - log(2)/2 - (log delta + log Gamma(k/2 + 1))/k: ||P Omega|| is at least
+    ||P|| ||Omega' v_1||, whose square is chi^2 of k degrees of freedom (cf. Dixon 1983; Halko,
+    Martinsson, Tropp 2011).  What is added at delta = 0.05, k = 8 is -0.37 nats, whatever T.
+    Rounding moves all three by about T·eps·sqrt(N) nats at the very worst, as a random walk by
+    sqrt(T) of it.  In float32 a slope below 1e-38 is zero.  Exponents: Benettin et al. 1980.
 
     Examples
     --------
@@ -104,7 +107,7 @@ class JacobianStream:
         self._layout: Layout | None = None
         self._carried: kernels.Stream | None = None
         self._curve = GrowthCurve()
-        self._under_way = False
+        self._free, self._under_way = [None], False
         if state is not None:
             part, pair = state, net.weights.design.has_c
             if pair and isinstance(state, (tuple, list)) and len(state) == 2:
@@ -170,10 +173,14 @@ class JacobianStream:
         Raises
         ------
         TypeError, ValueError
-            For another dtype or shape; RuntimeError if the net's weights were changed since, or if
-            another `update` was interrupted, so that nobody knows how far it came, or still runs.
+            For another dtype or shape; RuntimeError if the net's weights were changed since, if
+            another `update` was interrupted, so that nobody knows how far it came, or if another
+            thread has the stream.
         """
-        self._check_whole()
+        with self._alone():
+            self._carry(x)
+
+    def _carry(self, x: Any) -> None:
         x, layout = self.net.time_major(x)
         x = checks.read_only(np.ascontiguousarray(x))
         T, B, I = x.shape
@@ -208,20 +215,31 @@ class JacobianStream:
         self._curve.note(self.steps, self._norms)
         self._under_way = False
 
-    def _check_whole(self) -> None:
-        """What is carried and `steps` belong to each other unless an `update` did not end."""
-        if self._under_way:
-            raise RuntimeError(
-                "stream: an update was interrupted, or runs in another thread; "
-                "begin a new stream, or go on from a saved one"
-            )
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Whoever has what is in `_free` has the stream; an `update` that did not end keeps it.
 
-    def _norms(self) -> BlockNorms:
+        What is carried and `steps` do not belong to each other then.
+        """
+        try:
+            self._free.pop()
+        except IndexError:
+            raise RuntimeError(
+                "stream: an update was interrupted, or another thread has the stream; "
+                "begin a new stream, or go on from a saved one"
+            ) from None
+        try:
+            yield
+        finally:
+            if not self._under_way:
+                self._free.append(None)
+
+    def _norms(self) -> factors.BlockNorms:
         """The norms now."""
         s = self._carried
         assert s is not None
         frames = self._states(s)[:, 1:].reshape(s.since.size, *self._V.T.shape)
-        return block_norms(frames, s.U, s.e, self._R0)
+        return factors.block_norms(frames, s.U, s.e, self._R0)
 
     def _states(self, s: kernels.Stream) -> np.ndarray:
         """The state and its tangents now, (B,1+k,L·parts,H)."""
@@ -247,7 +265,10 @@ class JacobianStream:
             For a delta not between 0 and 1; RuntimeError before the first `update`, and as it.
         """
         delta = checks.probability(delta, "delta")
-        self._check_whole()
+        with self._alone():
+            return self._result(delta)
+
+    def _result(self, delta: float) -> StreamResult:
         s = self._carried
         if s is None or self._layout is None or not self._curve.points:
             raise RuntimeError("result: nothing was streamed yet; call update first")
@@ -255,7 +276,7 @@ class JacobianStream:
         now = now if noted == self.steps else self._norms()
         lower, estimate, upper = self._interval(now, delta)
         curves = self._interval(self._curve.norms(s.since.size), delta)
-        exponents, error = self._exponents(s)
+        exponents, error = factors.finite_time_exponents(s)
         if self._layout.unbatched:
             lower, estimate, upper, exponents, error = (
                 y[0] for y in (lower, estimate, upper, exponents, error)
@@ -272,7 +293,7 @@ class JacobianStream:
             estimate=estimate,
             upper=upper,
             delta=delta,
-            note=self._note(),
+            note=factors.note(self.state_size, self.probes),
             exponents=exponents,
             standard_error=error,
             curve_steps=self._curve.steps(),
@@ -282,43 +303,15 @@ class JacobianStream:
             state=state if parts > 1 else state[0],
         )
 
-    def _note(self) -> str:
-        k, N = self.probes, len(self._V)
-        if k == N:
-            return "exact but for rounding: as many probes as the state has numbers"
-        mean = (
-            f"lower + {expected_shortfall(N, k):.2f} nats, the mean shortfall of {k} probes of {N}"
-        )
-        if k == 1:
-            return f"{mean}; one probe cannot see whether there is a gap"
-        return f"{mean}, times 1 - (s2/s1)^2 of the block, which is 0 where it sees no gap"
-
-    def _interval(self, norms: BlockNorms, delta: float) -> tuple[np.ndarray, ...]:
+    def _interval(self, norms: factors.BlockNorms, delta: float) -> tuple[np.ndarray, ...]:
         """lower, estimate and upper, arrays of the caller's own."""
         k, N = self.probes, len(self._V)
         lower = norms.lower.copy()
         if k == N:
             return lower, lower.copy(), lower.copy()
-        upper = np.maximum(norms.gaussian + upper_margin(k, delta), norms.lower)
-        estimate = norms.lower + norms.gap * expected_shortfall(N, k)
+        upper = np.maximum(norms.gaussian + factors.upper_margin(k, delta), norms.lower)
+        estimate = norms.lower + norms.gap * factors.expected_shortfall(N, k)
         return lower, np.minimum(estimate, upper), upper
-
-    def _exponents(self, s: kernels.Stream) -> tuple[np.ndarray, np.ndarray]:
-        """Growth of |R_ii| per step, after a burn-in of an eighth of the blocks, and its error."""
-        exponents = np.full_like(s.running, np.nan)
-        error = np.full_like(s.running, np.nan)
-        with np.errstate(invalid="ignore"):
-            for b, n in enumerate(s.block_count):
-                burn = n // 8
-                steps = s.block_steps[b, burn:n]
-                total = s.blocks[b, burn:n].sum(axis=0) + s.running[b]
-                length = steps.sum() + s.running_steps[b]
-                if length:
-                    exponents[b] = total / length
-                if n - burn >= 8:
-                    rates = s.blocks[b, burn:n] / steps[:, None]
-                    error[b] = rates.std(axis=0, ddof=1) / math.sqrt(n - burn)
-        return exponents, error
 
     def save(self, path: Any) -> None:
         """Write everything, the net included, to an .npz; the file is replaced in one step.
@@ -332,7 +325,11 @@ class JacobianStream:
         OSError
             If it cannot be written; a file that was there stays. RuntimeError as `update`.
         """
-        self._check_whole()
+        with self._alone():
+            files.write_npz(path, self._arrays())
+
+    def _arrays(self) -> dict[str, Any]:
+        """All that a file holds."""
         net, layout = self.net, self._layout
         arrays: dict[str, Any] = {f"net.{name}": y for name, y in self._weights.arrays.items()}
         arrays |= {f"option.{name}": np.array(value) for name, value in net.options().items()}
@@ -347,7 +344,7 @@ class JacobianStream:
             arrays |= {f"carried.{name}": y for name, y in self._carried._asdict().items()}
             arrays["unbatched"] = np.array(layout.unbatched)
             arrays |= self._curve.arrays(self._carried.since.size)
-        files.write_npz(path, arrays)
+        return arrays
 
     @classmethod
     def load(cls, path: Any) -> "JacobianStream":
@@ -379,8 +376,7 @@ class JacobianStream:
             raise ValueError(f"expected format {_FORMAT}, got {arrays['format']}")
         parameters = {n[4:]: y for n, y in arrays.items() if n.startswith("net.")}
         options = {n[7:]: y.item() for n, y in arrays.items() if n.startswith("option.")}
-        net = NETWORKS[str(arrays["kind"])](**options, dtype=parameters["weight_ih_l0"].dtype)
-        net.load_state_dict(parameters)
+        net = saved_net(parameters, {"kind": str(arrays["kind"]), **options})
         V, counts = arrays["V"], checks.shaped(arrays["counts"], "counts", np.dtype(np.int64), (3,))
         stream = cls(net, len(V.T))
         k, curve = stream.probes, stream._curve
@@ -388,7 +384,8 @@ class JacobianStream:
         stream._R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
         stream.steps, curve.updates, curve.stride = counts.tolist()
         if "carried.since" in arrays:
-            B = arrays["carried.since"].size
+            panel = arrays["carried.panel"]
+            B = panel.shape[1] if panel.ndim > 1 else 0
             stream._begin(None, B, Layout(net.batch_first, bool(arrays["unbatched"])))
             assert stream._carried is not None
             for name, y in stream._carried._asdict().items():

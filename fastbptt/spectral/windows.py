@@ -106,15 +106,16 @@ def growth_window(
     lag : int
         1 .. T, steps.
     method : str
-        "frames": two passes of k probes, and for each window the norm of
-        R(t,s) (L_s' Q_s)^-1 L-factor (spectral.md section 3), whose error falls as
-        exp(-(lambda_1 - lambda_{k+1}) lag).  "sweeps": every window by Golub-Kahan-Lanczos of its
-        own, side by side.  "auto": frames from the lag on where the rates of the frame promise
-        0.01 nats for the common window, if none of those drawn at random is more than 0.1 nats
-        off and rounding has left most as they were, else sweeps.  Of frames every
-        lag-th window is tried by two half-sweeps; around those that are wrong by more than 0.1 nats
-        all windows are solved by sweeps.  Whatever is asked for, a chain with NaN or whose
-        product loses so much rank that a frame cannot follow is solved by sweeps.
+        "frames": two passes of k probes, forward with frames Q_s and triangular factors R(t,s),
+        back with frames L_s, and for each window the norm of R(t,s) (L_s' Q_s)^-1, whose error
+        falls as exp(-(lambda_1 - lambda_{k+1}) lag), lambda being the Lyapunov exponents.
+        "sweeps": every window by Golub-Kahan-Lanczos of its own, side by side.  "auto": frames
+        from the lag on where the rates of the frame promise 0.01 nats for the common window, if
+        none of those drawn at random is more than 0.1 nats off and rounding has left most as they
+        were, else sweeps.  Of frames every lag-th window is tried by two half-sweeps; around those
+        that are wrong by more than 0.1 nats all windows are solved by sweeps.  Whatever is asked
+        for, a chain with NaN or whose product loses so much rank that a frame cannot follow is
+        solved by sweeps.
     probes : int
         k, of frames.
     delta : float
