@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _net_options(diagnose.add_argument, 100_000)
     _net_options(norms.add_argument, 2000)
     commands.add_parser("info", help="versions, processor, lanes, threads, cache folder")
-    commands.add_parser("warmup", help="compile now what passes, norms and streams need")
+    commands.add_parser("warmup", help="compile now what passes and streams need")
     return parser
 
 

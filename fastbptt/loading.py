@@ -79,9 +79,10 @@ def from_state_dict(
     ------
     ValueError
         Naming every key that is missing, unexpected, misshapen or of another dtype than the rest;
-        sizes and dtype are those of most arrays.
+        sizes and dtype are those of most arrays.  For another kind.
     TypeError
-        If only dtypes are wrong: others than float32 and float64, or mixed ones.
+        If only dtypes are wrong: others than float32 and float64, or mixed ones.  For what is no
+        mapping, a prefix that is no str, and options that the kind does not know.
     NotImplementedError
         For projections (`weight_hr_l0`).
 
@@ -161,7 +162,9 @@ def load(path: Any, kind: str | None = None, *, prefix: str = "", **options: Any
         Naming the file, if it is no such file, its arrays do not make up a net or it says
         otherwise than the arguments.
     TypeError
-        For other dtypes than float32 and float64.
+        For other dtypes than float32 and float64, or what is no path.
+    NotImplementedError, ImportError
+        For projections, and for .safetensors without that package.
     FileNotFoundError
         If there is none.
 

@@ -156,7 +156,7 @@ class Network:
             Naming every key that is missing, unexpected, misshapen or of another dtype; nothing is
             changed then.
         TypeError
-            If only dtypes are wrong.
+            If only dtypes are wrong, or for what is no mapping.
         """
         arrays = checks.parameters(mapping, self._shapes, self.dtype)
         self.__dict__["weights"] = Weights(arrays, *self._design())
@@ -171,8 +171,10 @@ class Network:
 
         Raises
         ------
-        ValueError
-            For another suffix.
+        TypeError, ValueError
+            For no path, or another suffix.
+        ImportError
+            For .safetensors without that package.
         OSError
             If it cannot be written; a file that was there stays as it was.
         """
@@ -211,6 +213,12 @@ class Network:
         ------
         TypeError, ValueError
             For another dtype or shape.  NaN and Inf propagate.
+
+        Notes
+        -----
+        Accuracy: of a net that does not amplify, relative to the largest element, some
+        eps sqrt(I + H) sqrt(T), eps that of the dtype; sigmoid and tanh are within 1.9 ulp.  The
+        bits do not depend on the number of threads, nor on the batch a sequence came in.
         """
         trace = self._run(x, state, lengths, reset, keep=False)
         return trace.output, trace.last_state()

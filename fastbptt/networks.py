@@ -28,13 +28,14 @@ class RNN(Network):
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        Naming the argument; MemoryError if the parameters would take more than there is.
 
     Notes
     -----
     The parameters, `net.weight_ih_l0` (H,I), `net.weight_hh_l0` (H,H), `net.bias_ih_l0` and
     `net.bias_hh_l0` (H,), are read-only arrays, because their packed copies must not go stale:
-    assign a new array, or call `load_state_dict`.  Source: Elman 1990; formula of torch.nn.RNN.
+    assign a new array, or call `load_state_dict`.  Source: Elman 1990; the formula is that of
+    torch.nn.RNN, as its documentation gives it.
 
     Examples
     --------
@@ -83,7 +84,7 @@ class GRU(Network):
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        Naming the argument; MemoryError if the parameters would take more than there is.
 
     Notes
     -----
@@ -138,7 +139,7 @@ class LSTM(Network):
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        Naming the argument; MemoryError if the parameters would take more than there is.
     NotImplementedError
         For a `proj_size`.
 
@@ -146,7 +147,8 @@ class LSTM(Network):
     -----
     i, f, o = sigmoid(W_i x_t + b_i + W_h h_{t-1} + b_h), g = tanh(the same with its own weights).
     The state is a tuple (h, c).  Parameters are read-only, as those of `RNN`.  Source: Hochreiter
-    and Schmidhuber 1997; Gers et al. 2000; torch.nn.LSTM.
+    and Schmidhuber 1997; Gers et al. 2000 (f); the formula is that of torch.nn.LSTM, as its
+    documentation gives it.
 
     Examples
     --------
@@ -191,7 +193,7 @@ class MGU(Network):
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        Naming the argument; MemoryError if the parameters would take more than there is.
 
     Notes
     -----

@@ -189,7 +189,8 @@ class Trace:
         -----
         Of the plain net: da_t = f'(a_t) (d_output_t + W_hh' da_{t+1}), dW_hh = sum_t da_t h_{t-1}',
         dW_ih = sum_t da_t x_t', dx_t = W_ih' da_t (Werbos 1990, Proc. IEEE 78, 1550-1560); each
-        cell's own formulas stand in its file in fastbptt/kernels/cells.
+        cell's own formulas stand in its file in fastbptt/kernels/cells.  Accuracy: as the forward
+        pass, sums over all rows to the root of their number more.
 
         Examples
         --------

@@ -247,6 +247,27 @@ def test_the_jacobian_of_an_lstm_cut_to_h_gives_the_wrong_verdict():
     assert cut < -np.log(1000) * 20  # "vanishes", by far
 
 
+def test_the_jacobian_of_an_lstm_cut_to_h_has_the_wrong_sign():
+    """At rest h and c feed each other: c' = f c + i W h, h' = o c', of which the cut has o i W."""
+    net, T, f, W = fb.LSTM(1, 1, dtype=np.float64), 300, 1 / (1 + np.exp(-20.0)), 1.2
+    net.load_state_dict(
+        {
+            "weight_ih_l0": np.zeros((4, 1)),
+            "weight_hh_l0": np.array([[0], [0], [W], [0]]),
+            "bias_ih_l0": np.array([0, 20.0, 0, 0]),
+            "bias_hh_l0": np.zeros(4),
+        }
+    )
+    x, zeros = np.zeros((T, 1, 1)), np.zeros((1, 1, 1))
+    record = reference.net_forward(net.state_dict(), x, (zeros, zeros), "LSTM", {})
+    cut = reference.cut_to_h(reference.jacobians(record, 0), 1)
+    assert_allclose(reference.log_norm_of_product(cut), T * np.log(W / 4))  # "vanishes"
+    norm = fb.log_norm(net.trace(x[:, 0]).chain())
+    grown, first = T * np.log(f + W / 4), np.log(np.hypot(0.5, 1) * np.hypot(f, W / 2))
+    assert_allclose(norm.estimate, grown - np.log(f + W / 4) + first, rtol=1e-12)
+    assert fb.diagnose(net, x[:, 0], longest_lag=64).verdict == "explodes"
+
+
 class TestBadInput:
     net, arrays, state, _ = small("LSTM", {}, bidirectional=False)
 

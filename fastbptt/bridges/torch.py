@@ -99,11 +99,13 @@ class _Recurrent(torch.nn.RNNBase):
         Raises
         ------
         RuntimeError, TypeError, ValueError
-            For shapes and dtypes that do not fit, as torch.nn's.
+            For shapes and dtypes that do not fit, as torch.nn's.  RuntimeError where second
+            derivatives are asked for.
         NotImplementedError
             For other devices than the CPU, other dtypes than float32 and float64, autocast,
             torch.func, forward-mode derivatives, torch.jit.trace, torch.export, and torch.fx's
-            traces of a layer by itself or with hooks.
+            traces of a layer by itself or with hooks.  In the backward pass, for several
+            gradients at once (`is_grads_batched`).
         """
         if (node := _node(self, input, hx)) is not None:
             return node

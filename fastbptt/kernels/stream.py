@@ -222,7 +222,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
         for b in range(b0, b1):
             since[b] += 1
             tangents = line(panel, ((now * B + b) * each + 1) * stride, "state")
-            if H < Hp:  # asked first: a range of steps of Hp divides
+            if Hp > H:  # asked first: a range of steps of Hp divides
                 for padding in range(H, stride, Hp):
                     for j in range(padding, padding + Hp - H):
                         tangents[j] = 0

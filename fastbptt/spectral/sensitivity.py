@@ -57,7 +57,8 @@ def sensitivity(chain: Chain, t: int | None = None, s: int = 0, *, rng: Any = 0)
     d log sigma_1 / d J_r = u_r v_{r-1}' |P(t,r)' u| |P(r-1,s) v| / sigma_1, with the unit vectors
     u_r pulled back from u and v_r pushed on from v.  d J_r / d W_hh is the product of two tangents:
     what u_r, pulled through step r, leaves at W_hh's output, and what v_{r-1}, pushed through it,
-    brings to its input, h or a gated state.  Memory 2·(t-s)·N float64.
+    brings to its input, h or a gated state.  Accuracy: by_step within 5 %, and as much less as
+    passes forward and back agree better than to 0.05 nats.  Memory 2·(t-s)·N float64.
 
     Examples
     --------
