@@ -46,7 +46,7 @@ def info(version: str) -> str:
 
 
 def warmup(log: Callable[[str], None]) -> None:
-    """Compile the kernels of every cell and dtype, and tell `log` of each."""
+    """Compile what passes, streams and short norms of every cell and dtype need; tell `log`."""
     kinds: list[tuple[str, dict[str, Any]]] = [("RNN", {"nonlinearity": tag}) for tag in TAGS]
     kinds += [("GRU", {"reset_after": True}), ("GRU", {"reset_after": False})]
     kinds += [(kind, {}) for kind in networks.NETWORKS if kind not in ("RNN", "GRU")]
