@@ -263,12 +263,8 @@ class CompiledChain(Chain):
     def _check(self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool) -> None:
         """What kernels do not: steps that there are, and rows (G,k,N) of the states' size."""
         T, G = len(self), len(firsts)
-        if G == 0:
-            if len(rows):
-                raise ValueError(f"rows: expected no group for no step, got shape {rows.shape}")
-            return
-        low, high = (firsts[0], firsts[0]) if G == 1 else (firsts.min(), firsts.max())
         least, most = (0, T - count) if forward else (count, T)
+        low, high = (firsts.min(), firsts.max()) if G > 1 else [firsts[0] if G else least] * 2
         if count < 0 or not least <= low <= high <= most:
             raise ValueError(
                 f"chain: expected steps within 0 .. {T}, got {count} {'on' if forward else 'back'} "

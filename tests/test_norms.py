@@ -137,7 +137,8 @@ def test_what_is_exact_has_no_risk():
 def test_the_product_itself_is_one_half_sweep_more(method):
     chain = fb.MatrixChain(permuted(600, 24, np.random.default_rng(24))[0])
     for most in (1, 2, 5):
-        got = fb.log_norm(chain, method=method, max_sweeps=most)
+        # what rounding does, 6e-4 nats or more by the registers' width, is more than this
+        got = fb.log_norm(chain, tol=1e-6, method=method, max_sweeps=most)
         assert got.method == "explicit"
         assert got.half_sweeps <= most + 1
 
