@@ -284,7 +284,7 @@ class CompiledChain(Chain):
         block = kernels.Block(now, *self._work(now, self._wide), k)
         firsts = np.asarray(firsts, np.int64)
         (kernels.push if forward else kernels.pull)(self._chain, firsts, count, block, kept)
-        return self._plain(kept if record else now.reshape(groups, k, -1))
+        return self._plain(kept if record else now.reshape(groups, k, now.shape[1]))
 
     def push(self, s: int, t: int, rows: np.ndarray) -> np.ndarray:
         """As `Chain.push`."""
@@ -396,4 +396,4 @@ class MatrixChain(CompiledChain):
                 y = y @ self._J[first + i].T if forward else y @ self._J[first - 1 - i]
                 kept.append(y)
             groups.append(y)
-        return kept if record else np.stack(groups)
+        return kept if record else np.stack(groups) if groups else rows.copy()

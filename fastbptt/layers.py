@@ -221,7 +221,7 @@ class LayerPass:
         input_gradient: bool,
         per_step: bool,
     ) -> LayerGradients:
-        """BPTT from dy (S,Hp), zeros in its padding, and d_state (B,H) each, zeros if None."""
+        """BPTT from dy (S,Hp), whatever is in its padding, and d_state (B,H), zeros if None."""
         layer, sequences, steps = self.layer, self.sequences, self._steps
         sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts

@@ -39,7 +39,7 @@ def _kind_and_size(
     square = [y for name, y in shapes.items() if name.startswith("weight_hh") and len(y) == 2]
     pairs = [sorted(shape) for shape in square if 0 not in shape]
     rows = [many for _, many in pairs]
-    rows += [y[0] for name, y in shapes.items() if y and not name.startswith("weight_hh")]
+    rows += [y[0] for name, y in shapes.items() if y and 0 not in y and name[7:9] != "hh"]
     found = []
     for name in [kind] if kind else NETWORKS if pairs else []:
         gates = len(NETWORKS[name].DESIGN.gates)

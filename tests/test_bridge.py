@@ -591,11 +591,11 @@ def test_a_training_goes_as_torch_nn_does():
     assert (np.diff(ours.reshape(3, 10), axis=1) < 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_accelerate_names_scripted_and_quantized_layers():
     scripted = torch.jit.script(torch.nn.GRU(3, 4))
-    with pytest.warns(UserWarning, match=r"leaves alone 0 \(GRU is scripted\)$"):
+    with pytest.warns(UserWarning, match=r"leaves alone 0 \(GRU is scripted or traced\)$"):
         bridge.accelerate(torch.nn.Sequential(scripted, torch.jit.script(torch.nn.Linear(4, 4))))
     quantized = torch.ao.nn.quantized.dynamic.LSTM(3, 4)
     with pytest.warns(UserWarning, match=r"leaves alone the model \(LSTM is quantized\)$"):

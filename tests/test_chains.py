@@ -249,6 +249,7 @@ def test_what_kernels_cannot_refuse_is_refused_before(chain):
         with pytest.raises(ValueError, match=r"rows: expected 0 groups \(k, [35]\), got shape"):
             call()
     assert chain.push(4, 4, rows).shape == (2, 5)
+    assert chain.push_groups(none, 1, np.ones((0, 2, 5))).shape == (0, 2, 5)
 
 
 def test_gradients_by_the_weights_of_steps_that_are_not_there():

@@ -340,3 +340,13 @@ def test_state_dicts_with_odd_keys():
     del arrays["weight_ih_l0"], arrays["bias_hh_l0"]
     with pytest.raises(ValueError, match="weight_ih_l0 is missing; bias_hh_l0 is missing"):
         fb.from_state_dict(arrays)
+
+
+def test_arrays_of_no_numbers_say_no_size():
+    """Three of them, of nets of 10^9 units, against one W_hh of 5."""
+    arrays = fb.LSTM(3, 5, num_layers=2, rng=0).state_dict()
+    empty = np.empty((4 * 10**9, 0), np.float32)
+    with pytest.raises(
+        ValueError, match=r"weight_ih_l0 has shape \(4000000000, 0\), expected \(20,"
+    ):
+        fb.from_state_dict(arrays | {f"weight_ih_l{i}": empty for i in range(3)}, "LSTM")

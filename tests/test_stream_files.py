@@ -168,3 +168,23 @@ def test_one_thread_at_a_time(tmp_path, monkeypatch, other):
     stream.update(x)
     assert refused == [other]
     assert_array_equal(stream.result().lower, streamed(net, x).lower)
+
+
+def test_a_copy_made_while_another_thread_reads_is_nobodys():
+    net, x = driven(5, B=2)
+    stream = fb.JacobianStream(net)
+    stream.update(x)
+    with stream._alone():
+        copied = copy.deepcopy(stream)
+    assert_array_equal(copied.result().lower, stream.result().lower)
+
+
+def test_a_panel_of_no_numbers_asks_for_no_memory(tmp_path):
+    stream = fb.JacobianStream(fb.RNN(3, 5, rng=0), probes=3)
+    stream.update(np.ones((9, 2, 3), np.float32))
+    stream.save(tmp_path / "stream.npz")
+    panel = np.empty((2, 10**12, 0, 0), np.float32)
+    arrays = dict(np.load(tmp_path / "stream.npz")) | {"carried.panel": panel}
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=r"other\.npz: not a saved"):
+        fb.JacobianStream.load(tmp_path / "other.npz")

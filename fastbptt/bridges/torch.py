@@ -268,7 +268,7 @@ def from_module(module: torch.nn.RNNBase) -> Network:
     if not isinstance(module, torch.nn.RNNBase):
         got = type(module).__name__
         raise TypeError(f"module: expected a torch.nn.RNN, GRU or LSTM, got {got}")
-    if type(module).forward not in _FORWARDS:  # a parametrized layer's is its own
+    if type(module).forward not in _FORWARDS:  # not by type: parametrizing makes a subclass
         got = type(module).__name__
         raise TypeError(f"module: expected torch.nn's own forward pass, {got} has another")
     weights = {name: getattr(module, name) for name in module._flat_weights_names}
@@ -282,15 +282,16 @@ def from_module(module: torch.nn.RNNBase) -> Network:
 
 def _of_another_kind(module: torch.nn.Module) -> str | None:
     """Why a recurrent layer that is none of torch.nn's own is left alone; None of other modules."""
-    kind, names = type(module).__name__, [layer.__name__ for layer in _TWINS]
+    kind = type(module).__name__
+    names = [layer.__name__ + suffix for layer in _TWINS for suffix in ("", "Cell")]
     if isinstance(module, torch.jit.ScriptModule):
-        known = module.original_name in names
-        return f"{module.original_name} is scripted" if known else None
+        of = getattr(module, "original_name", "")
+        return f"{of} is scripted or traced" if of in names else None
     if isinstance(module, torch.nn.RNNCellBase):
         return f"{kind} computes one step"
     if isinstance(module, torch.nn.RNNBase):
         return f"{kind} is a subclass and may compute something else"
-    quantized = type(module).__module__.startswith("torch.ao.nn.quantized")
+    quantized = type(module).__module__.startswith("torch.ao.nn.quanti")  # quantized, quantizable
     return f"{kind} is quantized" if quantized and kind in names else None
 
 

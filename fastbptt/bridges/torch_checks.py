@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64)
 
 
 def refusal(module: torch.nn.RNNBase, weights: Mapping[str, torch.Tensor]) -> str | None:
@@ -23,7 +23,7 @@ def refusal_of(y: torch.Tensor) -> str | None:
     """Why it cannot read a tensor, None if it can."""
     if y.device.type != "cpu":
         return f"is on {y.device}; fastbptt computes on the CPU: use .cpu(), or torch.nn's layer"
-    if y.dtype not in DTYPES:
+    if y.dtype not in _DTYPES:
         return f"is of {y.dtype}; fastbptt computes in float32 and float64: use .float()"
     return None
 

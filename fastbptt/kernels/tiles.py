@@ -46,7 +46,7 @@ _GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
 # Steps of k in one turn of the loop of a tile of several rows and panels: LLVM by itself makes that
 # two, and a product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
 _UNROLLED = 4 if REGISTERS == 16 else 1
-_A_LINE = max(1, 64 // REGISTER_BYTES)  # registers of one
+_LINE = max(1, 64 // REGISTER_BYTES)  # registers of a cache line
 _SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
 # Steps of k from which a tile fetches what the tile below it begins with, which comes from L3 where
 # rows are long.  With it a pass over 64 sequences of an LSTM of 512 or 1024 units takes 0.94 to
@@ -123,7 +123,8 @@ class _Tile(NamedTuple):
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
     is needed next from further away.  A "fetching" one of few rows and several panels fetches one
-    in each turn of its loop of _UNROLLED k, none where that is 1.
+    in each turn of its loop of _UNROLLED k, none where that is 1.  One of many rows and of at least
+    _BELOW_FROM k fetches the S of the tile below it, too.
     A "half" one, of one row, is one of the two sums alone: C = (S + A W) + ahead, S, C and ahead
     (panels, width) with the panels at their strides.
     """
@@ -288,7 +289,7 @@ class _Tile(NamedTuple):
             if at_each_k:
                 with builder.if_then(builder.icmp_signed(">=", K, i64(_BELOW_FROM))):
                     for r in range(height, 2 * height):
-                        for v in range(0, self.vectors, _A_LINE):
+                        for v in range(0, self.vectors, _LINE):
                             below = register_at(builder, S.row(builder, i64(r)), v, vector)
                             prefetch(builder, below, TO_L1)
             if half:

@@ -9,7 +9,7 @@ import numpy as np
 from .. import checks
 from ..chains import Chain
 from ..kernels.windows import history_norms
-from .factors import expected_shortfall, grams, upper_margin
+from .factors import estimate_note, expected_shortfall, grams, upper_margin
 from .products import OfChain, Stretch, carry, checked, orthonormal
 
 
@@ -39,9 +39,9 @@ class Curve(OfChain, _Windows):
         """Products of norms, nats, as `upper`: sums of `Chain.step_bounds`, found when asked for.
 
         They hold but for rounding, whatever the spectrum, and say "exploding" where gradients
-        vanish.  Of states of more than 64 numbers `textbook_bounds` is
-        tighter.  None without a chain for each row of `upper` that has all windows (t,s), so that a
-        curve made by hand has none.
+        vanish.  Of states of more than 64 numbers `textbook_bounds` is tighter.  None without a
+        chain for each row of `upper` that has all windows (t,s), so that a curve made by hand has
+        none.
         """
         inside = [(self.s >= 0) & (self.s <= self.t) & (self.t <= len(one)) for one, _ in self.of]
         if [one.all() for one in inside] != [True] * math.prod(self.upper.shape[:-1]):
@@ -175,7 +175,7 @@ def _from_block(
             lower.copy(),
             lower.copy(),
             0.0,
-            "exact but for rounding: as many probes as the state has numbers",
+            estimate_note(N, k),
         )
     upper = np.maximum(gaussian + upper_margin(k, delta), lower)
     estimate = np.minimum(lower + (1 - ratio**2) * expected_shortfall(N, k), upper)
@@ -220,8 +220,8 @@ def growth_from(
 
     Notes
     -----
-    Bounds as `JacobianStream`'s, for every state on the way.  What a
-    product such as A^-n A^n loses in rounding they do not see; `log_norm` does (`condition`).
+    Bounds as `JacobianStream`'s, for every state on the way.  What a product such as A^-n A^n loses
+    in rounding they do not see; `log_norm` does (`condition`).
 
     Examples
     --------

@@ -71,7 +71,7 @@ def expected_shortfall(N: int, k: int) -> float:
     return (_digamma_half(N) - _digamma_half(k)) / 2
 
 
-def note(N: int, k: int) -> str:
+def estimate_note(N: int, k: int) -> str:
     """How `JacobianStream` estimates the norm of a product from k probes."""
     if k == N:
         return "exact but for rounding: as many probes as the state has numbers"

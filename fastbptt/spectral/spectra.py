@@ -183,7 +183,7 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
 
 
 def _of_stream(stream: JacobianStream, k: int | None) -> LyapunovSpectrum:
-    result = stream.result()
+    result, lengths, grown = stream.result_and_blocks()
     k = stream.probes if k is None else checks.size(k, "k")
     if k > stream.probes:
         raise ValueError(f"k: expected at most {stream.probes}, the stream's probes, got {k}")
@@ -194,11 +194,8 @@ def _of_stream(stream: JacobianStream, k: int | None) -> LyapunovSpectrum:
     entropy = _entropy_rate(exponents)
     steps, history = np.zeros(0, np.int64), np.zeros((0, k))
     if not batch:
-        s = stream._carried
-        assert s is not None  # or `result` had raised
-        n = s.block_count[0]
-        steps = np.cumsum(s.block_steps[0, :n])
-        history = np.cumsum(s.blocks[0, :n, :k], axis=0) / steps[:, None]
+        steps = np.cumsum(lengths)
+        history = np.cumsum(grown[:, :k], axis=0) / steps[:, None]
     return LyapunovSpectrum(
         exponents,
         error,

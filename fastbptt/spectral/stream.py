@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,32 +18,11 @@ from ..threads import share
 from ..trace import Layout
 from . import factors
 from .growth_curve import GrowthCurve
+from .stream_result import StreamResult
 
 _CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
 _STEP = 5000  # multiply-adds that a step of a sequence takes as long as, beside its own
 _FORMAT = "fastbptt.JacobianStream/2"
-
-
-class StreamResult(NamedTuple):
-    """What `JacobianStream.result` returns; arrays over the batch (B,), or scalars if unbatched.
-
-    Logs are natural, so norms are in nats and exponents in nats per step.
-    """
-
-    steps: int
-    lower: Any  # log ||P V||: log ||dh_T/dh_0|| is at least this, but for rounding
-    estimate: Any
-    upper: Any  # log ||dh_T/dh_0|| is at most this, but with probability delta
-    delta: float
-    note: str  # how the estimate was made
-    exponents: np.ndarray  # (B,k): finite-time Lyapunov exponents after the burn-in
-    standard_error: np.ndarray  # (B,k); NaN with fewer than 8 blocks of steps
-    # (C,): the ends of the chunks; of more than 4096 of every second, fourth and so on
-    curve_steps: np.ndarray
-    curve_lower: np.ndarray  # (C,B), and so on
-    curve_estimate: np.ndarray
-    curve_upper: np.ndarray
-    state: Any  # as the net's: after the last step
 
 
 class JacobianStream:
@@ -234,6 +213,10 @@ class JacobianStream:
             if not self._under_way:
                 self._free.append(None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is nobody's yet, but broken if this one is."""
+        return {**vars(self), "_free": [] if self._under_way else [None]}
+
     def _norms(self) -> factors.BlockNorms:
         """The norms now."""
         s = self._carried
@@ -262,11 +245,21 @@ class JacobianStream:
         Raises
         ------
         TypeError, ValueError
-            For a delta not between 0 and 1; RuntimeError before the first `update`, and as it.
+            For a delta not between 0 and 1; RuntimeError before the first `update`, after one that
+            was interrupted, and if another thread has the stream.
         """
         delta = checks.probability(delta, "delta")
         with self._alone():
             return self._result(delta)
+
+    def result_and_blocks(self) -> tuple[StreamResult, np.ndarray, np.ndarray]:
+        """`result()`, and of the first sequence the steps (n,) and growth (n,k) of its blocks."""
+        with self._alone():
+            result, s = self._result(0.05), self._carried
+            assert s is not None  # or `_result` had raised
+            n = s.block_count[0] if s.since.size else 0
+            lengths, grown = s.block_steps[:1, :n].copy(), s.blocks[:1, :n].copy()
+            return result, lengths.reshape(-1), grown.reshape(-1, self.probes)
 
     def _result(self, delta: float) -> StreamResult:
         s = self._carried
@@ -293,7 +286,7 @@ class JacobianStream:
             estimate=estimate,
             upper=upper,
             delta=delta,
-            note=factors.note(self.state_size, self.probes),
+            note=factors.estimate_note(self.state_size, self.probes),
             exponents=exponents,
             standard_error=error,
             curve_steps=self._curve.steps(),
@@ -323,7 +316,8 @@ class JacobianStream:
         Raises
         ------
         OSError
-            If it cannot be written; a file that was there stays. RuntimeError as `update`.
+            If it cannot be written; a file that was there stays.  RuntimeError after an `update`
+            that was interrupted, and if another thread has the stream.
         """
         with self._alone():
             files.write_npz(path, self._arrays())
@@ -385,7 +379,7 @@ class JacobianStream:
         stream.steps, curve.updates, curve.stride = counts.tolist()
         if "carried.since" in arrays:
             panel = arrays["carried.panel"]
-            B = panel.shape[1] if panel.ndim > 1 else 0
+            B = panel.shape[1] if panel.ndim > 1 and panel.size else 0
             stream._begin(None, B, Layout(net.batch_first, bool(arrays["unbatched"])))
             assert stream._carried is not None
             for name, y in stream._carried._asdict().items():
