@@ -13,7 +13,7 @@ from .kernels.cells import Adjoints, Memory
 from .kernels.gradients import Sums
 from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
 from .kernels.panels import GRADIENT_ROWS, gradient_scratch
-from .kernels.simd import VECTORS, lanes
+from .kernels.simd import REGISTER_BYTES, VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team
 from .sequences import Sequences
@@ -36,8 +36,11 @@ _FEW = 4  # sequences that take as long as one, whose W_hh comes from L2 or L3
 # there (`sweeps.forward`): up to what L1 holds, or between what L1 is to L2 and what L2 holds.  A
 # step of a GRU or LSTM of 64 or 256 units then takes 0.95 of the time, of a plain net of 128 units
 # 0.9.  Outside, where going through W_hh to and fro finds a part of it in L1 or L2, which halves do
-# not, they take 1.02 to 1.08 times as long.
-_HALVES = (range(1, (32 << 10) + 1), range(192 << 10, 640 << 10))
+# not, they take 1.02 to 1.08 times as long; so do those of 384 and 512 KB beside the 512 KB of L2
+# that processors with registers of 256 bits have (Zen 3: a GRU and an LSTM of 256 units).
+_HALVES = [range(1, (32 << 10) + 1)]
+if REGISTER_BYTES != 32:
+    _HALVES.append(range(192 << 10, 640 << 10))
 
 
 @lru_cache
