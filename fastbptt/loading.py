@@ -39,7 +39,8 @@ def _kind_and_size(
     square = [y for name, y in shapes.items() if name.startswith("weight_hh") and len(y) == 2]
     pairs = [sorted(shape) for shape in square if 0 not in shape]
     rows = [many for _, many in pairs]
-    rows += [y[0] for name, y in shapes.items() if y and 0 not in y and name[7:9] != "hh"]
+    others = [y for name, y in shapes.items() if not name.startswith("weight_hh")]
+    rows += [y[0] for y in others if y and 0 not in y]  # of no numbers a shape may say anything
     found = []
     for name in [kind] if kind else NETWORKS if pairs else []:
         gates = len(NETWORKS[name].DESIGN.gates)
@@ -79,7 +80,7 @@ def from_state_dict(
     ------
     ValueError
         Naming every key that is missing, unexpected, misshapen or of another dtype than the rest;
-        sizes and dtype are those of most arrays.  For another kind.
+        sizes and dtype are those of most arrays.  For a kind that there is not.
     TypeError
         If only dtypes are wrong: others than float32 and float64, or mixed ones.  For what is no
         mapping, a prefix that is no str, and options that the kind does not know.

@@ -183,7 +183,7 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
 
 
 def _of_stream(stream: JacobianStream, k: int | None) -> LyapunovSpectrum:
-    result, lengths, grown = stream.result_and_blocks()
+    result, lengths, grown = stream._result_and_blocks()
     k = stream.probes if k is None else checks.size(k, "k")
     if k > stream.probes:
         raise ValueError(f"k: expected at most {stream.probes}, the stream's probes, got {k}")

@@ -252,7 +252,7 @@ class JacobianStream:
         with self._alone():
             return self._result(delta)
 
-    def result_and_blocks(self) -> tuple[StreamResult, np.ndarray, np.ndarray]:
+    def _result_and_blocks(self) -> tuple[StreamResult, np.ndarray, np.ndarray]:
         """`result()`, and of the first sequence the steps (n,) and growth (n,k) of its blocks."""
         with self._alone():
             result, s = self._result(0.05), self._carried
