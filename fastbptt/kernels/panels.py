@@ -160,7 +160,10 @@ def _few_rows_matmul(A, M, W, N, S, C):
     soon, j = panel * K, 0
     # low tiles have two rows at least
     if M > 1 and (M <= 3 or K <= _LOW_TO):
-        j = _low_tiles_matmul(A, M, W, N, S, C)
+        if W.back == 1:
+            j = _back_low_tiles_matmul(A, M, W, N, S, C)
+        else:
+            j = _low_tiles_matmul(A, M, W, N, S, C)
     while j < N:
         w = from_output(W, j).panels
         s, c = shifted(S, j, S[1]), shifted(C, j, C[1])
@@ -178,26 +181,30 @@ def _low_tiles_matmul(A, M, W, N, S, C):
 
     Tiles of two or three rows and several panels: of two or three rows, or where _LOW_TO is not 0.
     """
-    return _low_tiles(A, M, W, N, S, C, nothing(A), False)
+    return _low_tiles(A, M, W, N, S, C, nothing(A), False, False)
+
+
+@kernel(part=True)
+def _back_low_tiles_matmul(A, M, W, N, S, C):
+    """The same from the last panels on."""
+    return _low_tiles(A, M, W, N, S, C, nothing(A), False, True)
 
 
 @kernel(part=True)
 def _fetching_low_tiles_matmul(A, M, W, N, S, C, soon):
     """The same, and fetch `soon` as `rows_matmul` says."""
-    return _low_tiles(A, M, W, N, S, C, soon, True)
+    return _low_tiles(A, M, W, N, S, C, soon, True, False)
 
 
 @kernel(part=True, inlined=True)
-def _low_tiles(A, M, W, N, S, C, soon, fetching):
-    """Both of these; `fetching` is known where this is compiled.
-
-    Tried: to and fro, as one row goes.  A stream of one probe and 256 units took 0.91 to 0.96 of
-    the time on Zen 5, streams of 64 units 1.05 to 1.09, as who asks is compiled for either way.
-    """
+def _low_tiles(A, M, W, N, S, C, soon, fetching, back):
+    """All of these; `fetching` and `back` are known where this is compiled."""
     K, panel, ahead = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel
-    j = n = until = begun = run = 0
-    while j + across <= N:
+    n = until = begun = run = 0
+    whole = N // across * across
+    for i in range(0, whole, across):
+        j = whole - across - i if back else i
         w = from_output(W, j).panels
         r = 0
         while r < M:
@@ -221,8 +228,7 @@ def _low_tiles(A, M, W, N, S, C, soon, fetching):
             else:
                 _wide3(a, w, K, s, c, w)
             r += height
-        j += across
-    return j
+    return whole
 
 
 @kernel(part=True, inlined=True)

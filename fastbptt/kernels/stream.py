@@ -22,7 +22,7 @@ from .cells import (
 from .frames import EMPTY, factor_times, orthonormalise
 from .jit import kernel
 from .lines import clear, line, whole
-from .panels import BLOCK, from_output, nothing, packed
+from .panels import BLOCK, from_output, nothing, packed, to_and_fro
 from .simd import REGISTER_BYTES, lanes_of, rows, shifted
 from .slots import matmul_steps, slots_matmul
 
@@ -32,6 +32,10 @@ LONGEST = 64  # steps between two orthonormalisations, at most
 # to 0.99 of the time.  Panel by panel, so that the curves of one run beside the next one's product,
 # streams of eight probes and 64 or 128 units took 1.05, of one probe 1.15.
 _ROWS_NEAR, _W_NEAR = 16 << 10, 256 << 10
+# And above which they go through that block to and fro, for L1 to hold a part of W_hh: one probe
+# and 256 units take 0.97 to 0.99 of the time on Zen 3, and took 0.91 to 0.96 on Zen 5.  Over blocks
+# of an LSTM of 256 units, 1 MB, it was 1.06.
+_TO_AND_FRO = 128 << 10
 BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pairs are merged
 
 
@@ -167,6 +171,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
     M, width = (b1 - b0) * each, lanes_of(panel)
     itemsize = REGISTER_BYTES // width
     near = M * wide * itemsize <= _ROWS_NEAR and K_hh * H * itemsize <= _W_NEAR
+    fro = 1 if near and K_hh * H * itemsize > _TO_AND_FRO else 0
     block = Hp if near else BLOCK * width
     last = (Hp - 1) // block
     mixed = max(at.gate, min(at.x, at.last))
@@ -191,7 +196,7 @@ def _steps(cell, p, ax, tops, n, which, s, scratch):
                 w = packed(cell.w_ih, K_ih * (n.I + (l - 1) * H), H)
                 slots_matmul(below, M, w, at.x, (Hp, 0, Hp), own, c, nothing(c))
                 begin = c
-            w_hh = packed(cell.w_hh, l * K_hh * H, H)
+            w_hh = to_and_fro(packed(cell.w_hh, l * K_hh * H, H), now * fro)
             if at.gate > at.first:
                 begun, to = shifted(begin, at.first * Hp, wide), shifted(c, at.first * Hp, wide)
                 for q in range(last + 1):
