@@ -7,7 +7,7 @@ import numpy as np
 
 from . import checks
 from .sequences import Sequences
-from .trace import Gradients, Layout, Trace
+from .trace import Gradients, Layout, Trace, as_state, run
 from .weights import Weights
 
 # dL/d output of one segment, from its first step and its output
@@ -48,7 +48,8 @@ class CheckpointedTrace:
         self._begin = []  # the state that each segment begins with
         for span in self._spans:
             self._begin.append(state)
-            self.state = self._segment(span, state, keep=False).state
+            passes = run(weights, *self._segment(span), state, keep=False)
+            self.state = as_state([one.end() for one in passes], layout)
             parts = self.state if weights.design.has_c else (self.state,)
             state = tuple(np.reshape(part, whole) for part in parts)
 
@@ -58,17 +59,15 @@ class CheckpointedTrace:
         hint = "; make the trace without `checkpoint`" if hasattr(Trace, name) else ""
         raise AttributeError(has + hint, name=name, obj=self)
 
-    def _segment(
-        self, span: tuple[int, int], state: tuple[np.ndarray, ...] | None, keep: bool
-    ) -> Trace:
+    def _segment(self, span: tuple[int, int]) -> tuple[np.ndarray, list[Sequences]]:
+        """Its x, and how its sequences lie."""
         (t0, t1), B = span, self._x.shape[1]
         lengths, reset = self._lengths, self._reset
         if lengths is not None:
             lengths = np.clip(lengths - t0, 0, t1 - t0)
         if reset is not None:
             reset = reset[t0:t1]
-        rows = Sequences(t1 - t0, B, lengths, reset)
-        return Trace(self._weights, self._x[t0:t1], [rows], state, self._layout, keep)
+        return self._x[t0:t1], [Sequences(t1 - t0, B, lengths, reset)]
 
     def backward(
         self,
@@ -126,7 +125,7 @@ class CheckpointedTrace:
         sums = {name: np.zeros(y.shape) for name, y in weights.arrays.items()}
         for span, begin in zip(self._spans[::-1], self._begin[::-1], strict=True):
             t0, t1 = span
-            trace = self._segment(span, begin, keep=True)
+            trace = Trace(weights, *self._segment(span), begin, layout)
             dy = layout.as_given(given[t0:t1]) if given is not None else None
             if callable(d_output):
                 dy = d_output(t0, trace.output)

@@ -10,9 +10,8 @@ import numpy as np
 
 from . import checks
 from .kernels.cells import Adjoints, Memory
-from .kernels.gradients import Sums
+from .kernels.gradients import GRADIENT_ROWS, Sums, gradient_scratch
 from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
-from .kernels.panels import GRADIENT_ROWS, gradient_scratch
 from .kernels.simd import REGISTER_BYTES, VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
 from .kernels.team import ALONE, Team
@@ -92,12 +91,7 @@ def _chunk(rows: int, wide: int, dtype: np.dtype) -> Pieces:
     return Pieces(dtype, ((rows, wide),))
 
 
-@lru_cache
-def _none(width: int, dtype: np.dtype) -> np.ndarray:
-    """No rows, one array for all calls."""
-    return np.empty((0, width), dtype)
-
-
+_ALONE = tuple(ALONE)
 _ARRAYS = ("h", "c", "_a")  # of a pass, all that it makes
 
 
@@ -123,50 +117,58 @@ class LayerPass:
         design, dtype, sizes = layer.design, layer.dtype, layer.sizes
         N, S, T, Hp = sequences.N, sequences.S, sequences.longest, sizes.Hp
         kept = keep and bool(design.kept)
-        h, c, a = rows_of_call((N + S, Hp), dtype), _none(Hp, dtype), _none(sizes.wide, dtype)
-        sequences.begin(state[0], h[:N])
+        h, c, a = rows_of_call((N + S, Hp), dtype), sizes.no_state, sizes.no_slots
+        sequences.begin(state[0], h)
         if design.has_c:
             c = rows_of_call((N + S if kept else 2 * N, Hp), dtype)
-            sequences.begin(state[1], c[:N])
+            sequences.begin(state[1], c)
         if kept:
             a = rows_of_call((S, sizes.wide), dtype)
-        x, starts, cell = checks.read_only(x), sequences.starts, layer.cell
-
+        self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
+        self.x, self._a, self._kept = checks.read_only(x), a, kept
         self._steps = _chunk_steps(N, sizes.wide, dtype)
 
-        def run(t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
-            chunk = _chunk(max(1, CHUNK_ROWS // (b1 - b0)) * N, sizes.wide, dtype)
-            working = [a] if kept else taken(chunk)
-            halves = self._halves(layer) if members == 2 else _none(sizes.wide, dtype)
-            memory, span = Memory(x, h, c, working[0], kept, halves), (t0, t1, b0, b1)
-
-            def work(_: int, team: Team) -> None:
-                forward(cell, tuple(memory), starts, span, tuple(team))
-
-            together(work, members, by_units=True)
-            if not kept:
-                bring_back(chunk, working)
-
-        call = self._call_steps(layer, N, T)
-        weights = N if sequences.dense else sequences.lengths
+        cell, call = layer.cell, self._call_steps(layer, N, T)
         for t0 in range(0, T, call):
             t1 = min(t0 + call, T)
-            cost = self._cost(layer, sequences, t0, t1)
+            cost = sequences.rows(t0, t1) * sizes.work
             threads = available(cost)
-            members = self._unit_members(layer, threads, N)
-            if threads == 1 and N:
-                run(t0, t1, 0, N)
+            if threads == 1:
+                if N:
+                    self._forward(cell, t0, t1, 0, N)
                 continue
-            by_sequences = partial(share, partial(run, t0, t1), weights, cost)
-            if members:
+            steps = partial(self._forward, cell, t0, t1)
+            weights = N if sequences.dense else sequences.lengths
+            by_sequences = partial(share, steps, weights, cost)
+            if members := self._unit_members(layer, threads, N):
                 known = record(sizes, N, members, (t1 - t0).bit_length(), False)
-                known.call(partial(run, t0, t1, 0, N, members), by_sequences, t1 - t0)
+                known.call(partial(steps, 0, N, members), by_sequences, t1 - t0)
             else:
                 by_sequences()
-        self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
-        self.x, self._a, self._kept = x, a, kept
         if keep and Hp > layer.hidden_size:
             self._clear_padding()
+
+    def _forward(self, cell: Any, t0: int, t1: int, b0: int, b1: int, members: int = 1) -> None:
+        """The steps t0 .. t1-1 of the sequences b0 .. b1-1, whose units the members share."""
+        layer, sizes, starts = self.layer, self.layer.sizes, self.sequences.starts
+        working = [self._a]
+        if not self._kept:
+            chunk = _chunk(
+                max(1, CHUNK_ROWS // (b1 - b0)) * self.sequences.N, sizes.wide, layer.dtype
+            )
+            working = taken(chunk)
+        halves = self._halves(layer) if members == 2 else sizes.no_slots
+        # a `Memory`
+        memory = (self.x, self.h, self.c, working[0], self._kept, halves)
+        span = (t0, t1, b0, b1)
+        if members == 1:
+            forward(cell, memory, starts, span, _ALONE)
+        else:
+            together(
+                lambda _, team: forward(cell, memory, starts, span, tuple(team)), members, True
+            )
+        if not self._kept:
+            bring_back(chunk, working)
 
     def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
         """Steps of a call of a kernel that does `work` times what a forward pass does, for T."""
@@ -198,16 +200,10 @@ class LayerPass:
         own = layer.cell.w_hh.nbytes // 2
         in_halves = slots.gate == slots.first and layer.hidden_size % panels == 0
         if not in_halves or not any(own in some for some in _HALVES):
-            return _none(sizes.wide, layer.dtype)
+            return sizes.no_slots
         halves = aligned((3, sizes.wide), layer.dtype)
         halves[0] = 0
         return halves
-
-    @staticmethod
-    def _cost(layer: Layer, sequences: Sequences, t0: int, t1: int) -> float:
-        """Multiply-adds of the steps t0 .. t1-1."""
-        H = layer.hidden_size
-        return sequences.rows(t0, t1) * len(layer.design.gates) * H * (layer.input_size + H)
 
     def end(self) -> list[np.ndarray]:
         """The last state of each sequence, (B,H) each; copies."""
@@ -230,7 +226,7 @@ class LayerPass:
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
         call = self._call_steps(layer, N, T, work=2)
         # no later steps have more rows
-        threads = available(self._cost(layer, sequences, 0, min(call, T)))
+        threads = available(sequences.rows(0, min(call, T)) * sizes.work)
         members = self._unit_members(layer, threads, N)
         # members without a sequence would only have a part of the weight gradients: of one of 64
         # units and 1000 steps two threads take 0.97 to 1.1 times as long as one
@@ -245,7 +241,7 @@ class LayerPass:
         if parts == 2:
             sequences.ended(d_state[1], dc)
         dx = rows_of_call((S if input_gradient else 0, sizes.Ip), dtype)
-        step_h = step_c = _none(sizes.Hp, dtype)
+        step_h = step_c = sizes.no_state
         if per_step:
             step_h = rows_of_call((S, sizes.Hp), dtype)
             step_c = rows_of_call((S, sizes.Hp), dtype) if parts == 2 else step_c
@@ -254,7 +250,7 @@ class LayerPass:
         dw_ih, dw_hh, db = pieces(sizes.gradients, zeros=True)
         I, H = layer.input_size, layer.hidden_size
         sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
-        cell, halves = layer.adjoint_cell, _none(sizes.wide, dtype)
+        cell, halves = layer.adjoint_cell, sizes.no_slots
         memory = Memory(self.x, self.h, self.c, self._a, self._kept, halves)
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
@@ -263,7 +259,7 @@ class LayerPass:
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
             span = (t0, t1, steps)
-            if threads == 1 or available(self._cost(layer, sequences, t0, t1)) == 1:
+            if threads == 1 or available(sequences.rows(t0, t1) * sizes.work) == 1:
                 work(span, 0, ALONE)
                 continue
             turn = partial(work, span)

@@ -4,15 +4,15 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
 from . import checks, files
 from .checkpoints import CheckpointedTrace
 from .kernels.cells import Design
-from .sequences import Sequences
-from .trace import Layout, Trace
+from .sequences import Sequences, dense
+from .trace import Layout, Trace, as_state, layout_of, outputs, run
 from .weights import Weights
 
 FORMAT = "fastbptt.Network/1"
@@ -112,11 +112,9 @@ class Network:
         given = [str(input_size[1]), str(hidden_size[1]), *said, f"dtype={self.dtype}"]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        weights = self.__dict__.get("weights")
-        if weights is not None and name in weights.arrays:
-            return weights.arrays[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> np.ndarray: ...
 
     def __setattr__(self, name: str, value: Any) -> None:
         weights = self.__dict__.get("weights")
@@ -159,7 +157,22 @@ class Network:
             If only dtypes are wrong, or for what is no mapping.
         """
         arrays = checks.parameters(mapping, self._shapes, self.dtype)
-        self.__dict__["weights"] = Weights(arrays, *self._design())
+        self._have(Weights(arrays, *self._design()))
+
+    def _have(self, weights: Weights) -> None:
+        """Keep its arrays as attributes.
+
+        To look them up in a `__getattr__` would make Python look up every other attribute anew.
+        """
+        vars(self).update(weights.arrays, weights=weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Each array once: copies and pickles of `weights` have arrays of their own."""
+        return {name: y for name, y in vars(self).items() if name not in self.weights.arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._have(state["weights"])
 
     def save(self, path: Any) -> None:
         """Write kind, options and parameters; `fb.load` makes the net of them again.
@@ -220,8 +233,11 @@ class Network:
         eps sqrt(I + H) sqrt(T), eps that of the dtype; sigmoid and tanh are within 1.9 ulp.  The
         bits do not depend on the number of threads, nor on the batch a sequence came in.
         """
-        trace = self._run(x, state, lengths, reset, keep=False)
-        return trace.output, trace.last_state()
+        x, sequences, begin, layout = self._read(x, state, lengths, reset)
+        T, B, _ = x.shape
+        passes = run(self.weights, x, sequences, begin, keep=False)
+        output = outputs(passes[-len(sequences) :], T, B)
+        return layout.as_given(output), as_state([one.end() for one in passes], layout)
 
     @overload
     def trace(
@@ -265,7 +281,7 @@ class Network:
             As the call; for a checkpoint of a bidirectional net.
         """
         if checkpoint is None:
-            return self._run(x, state, lengths, reset, keep=True)
+            return Trace(self.weights, *self._read(x, state, lengths, reset))
         steps = checks.size(checkpoint, "checkpoint")
         if self.bidirectional:
             raise ValueError(
@@ -275,12 +291,16 @@ class Network:
         x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
         return CheckpointedTrace(self.weights, x, lengths, reset, begin, layout, steps)
 
-    def _run(self, x: Any, state: Any, lengths: Any, reset: Any, keep: bool) -> Trace:
+    def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Any, ...]:
+        """The arguments of a call as a `Trace` takes them."""
         x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
         T, B, _ = x.shape
-        directions = (False, True)[: 1 + self.bidirectional]
-        sequences = [Sequences(T, B, lengths, reset, reverse) for reverse in directions]
-        return Trace(self.weights, x, sequences, begin, layout, keep)
+        directions = (False, True) if self.bidirectional else (False,)
+        if lengths is None and reset is None:
+            sequences = [dense(T, B, reverse) for reverse in directions]
+        else:
+            sequences = [Sequences(T, B, lengths, reset, reverse) for reverse in directions]
+        return x, sequences, begin, layout
 
     def _given(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Any, ...]:
         """The arguments of a call, checked, time-major, and the layout they came in."""
@@ -293,14 +313,16 @@ class Network:
         return x, lengths, reset, self.initial_state(state, B, layout), layout
 
     def time_major(self, x: Any) -> tuple[np.ndarray, Layout]:
-        """x, checked, as a read-only view (T,B,I), and how it lay."""
+        """x, checked, as a view (T,B,I), and how it lay."""
         x = checks.sequence(x, "x", self.dtype, self.input_size, self.batch_first)
-        layout = Layout(self.batch_first, unbatched=x.ndim == 2)
-        return checks.read_only(layout.time_major(x)), layout
+        layout = layout_of(self.batch_first, x.ndim == 2)
+        return layout.time_major(x), layout
 
     def initial_state(self, state: Any, B: int, layout: Layout) -> tuple[np.ndarray, ...] | None:
         """The state, checked, as a tuple of (L·D,B,H); None for None, which stands for zeros."""
+        if state is None:
+            return None
         H, layers = self.hidden_size, len(self.weights.layers)
         shape = layout.state_shape(layers, B, H)
         parts = checks.states(state, "state", self.weights.design.has_c, self.dtype, shape)
-        return parts and tuple(part.reshape(layers, B, H) for part in parts)
+        return tuple(part.reshape(layers, B, H) for part in parts or ())

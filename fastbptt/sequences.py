@@ -9,16 +9,7 @@ import functools
 
 import numpy as np
 
-_SHORT = 1 << 12  # steps of sequences whose `starts` are kept for the next call
-
-
-def _starts(T: int, B: int) -> np.ndarray:
-    """Of B sequences of T steps."""
-    return np.arange(T + 2) * B
-
-
-# never written
-_kept_starts = functools.lru_cache(maxsize=16)(_starts)
+_SHORT = 1 << 12  # steps up to which `dense` keeps sequences for the next call
 
 
 class Sequences:
@@ -58,7 +49,7 @@ class Sequences:
         self.dense = lengths is None and reset is None
         if self.dense:
             self.N, self.longest, self.S = B, T, T * B
-            self.starts = (_kept_starts if T <= _SHORT else _starts)(T, B)
+            self.starts = np.arange(T + 2) * B
             return
         until = np.full(B, T) if lengths is None else lengths
         row, start, length = _pieces(until, reset)
@@ -94,12 +85,15 @@ class Sequences:
         return int(self.starts[t1 + 1] - self.starts[t0 + 1])
 
     def gather(self, y: np.ndarray) -> np.ndarray:
-        """y (T,B,F), of any strides, -> contiguous (S,F); a view where it can be."""
+        """y (T,B,F), of any strides, -> contiguous (S,F), read-only; a view where it can be."""
         F = y.shape[2]
-        if not self.dense:
+        if self.dense:
+            rows = np.ascontiguousarray(y[::-1] if self.reverse else y).reshape(-1, F)
+        else:
             flat = y.reshape(-1, F) if y.flags.c_contiguous else np.ascontiguousarray(y)
-            return np.take(flat.reshape(-1, F), self._flat, axis=0)
-        return np.ascontiguousarray(y[::-1] if self.reverse else y).reshape(-1, F)
+            rows = np.take(flat.reshape(-1, F), self._flat, axis=0)
+        rows.setflags(write=False)
+        return rows
 
     def scatter(self, rows: np.ndarray, out: np.ndarray) -> None:
         """out (T,B,F) <- rows (S,F'), F' >= F; where no step is, out stays."""
@@ -111,9 +105,12 @@ class Sequences:
             t, b = np.divmod(self._flat, max(B, 1))
             out[t, b] = rows[:, :F]
 
-    def begin(self, state: np.ndarray | None, first: np.ndarray) -> None:
-        """first (N,width): what each piece begins with, <- state (B,H), zeros if None."""
-        if self.dense:
+    def begin(self, state: np.ndarray | None, rows: np.ndarray) -> None:
+        """The first N of rows (.,width): what each piece begins with, <- state (B,H), 0 if None."""
+        first = rows[: self.N]
+        if state is None:
+            first.fill(0)
+        elif self.dense:
             self._put(state, first, slice(None))
         else:
             known = self._begins >= 0
@@ -176,6 +173,14 @@ class Sequences:
                 "its pieces one by one"
             )
         return int(own[0])
+
+
+_kept = functools.lru_cache(maxsize=32)(Sequences)
+
+
+def dense(T: int, B: int, reverse: bool = False) -> Sequences:
+    """B sequences of T steps each without a reset; who has them does not write to them."""
+    return (_kept if T <= _SHORT else Sequences)(T, B, None, None, reverse)
 
 
 def _pieces(

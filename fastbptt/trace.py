@@ -44,14 +44,79 @@ class Layout(NamedTuple):
         return (layers, H) if self.unbatched else (layers, B, H)
 
 
+layout_of = functools.cache(Layout)  # made once: in a call of a step that took a fortieth
+
+
 def _of(state: tuple[np.ndarray, ...] | None, n: int) -> tuple[np.ndarray | None, ...]:
     """The parts (B,H) of one layer and direction of a state (L·D,B,H) each; None for zeros."""
     return (None, None) if state is None else tuple([part[n] for part in state])
 
 
-def _stacked(parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """The parts (B,H), one for each layer and direction, as one state."""
-    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(shape)
+def passes_over(
+    x: np.ndarray,
+    layers: int,
+    sequences: list[Sequences],
+    pass_of: Callable[[int, np.ndarray], LayerPass],
+) -> list[LayerPass]:
+    """All passes over x (T,B,I), by pass_of(n, rows of what it reads); `sequences` one a direction.
+
+    A layer alone reads the rows of the one below where they lie.
+    """
+    passes: list[LayerPass] = []
+    if len(sequences) == 1:
+        (one,) = sequences
+        rows = one.gather(x)
+        for n in range(layers):
+            passes.append(pass_of(n, rows))
+            rows = passes[-1].h[one.N :]
+        return passes
+    D, y = len(sequences), x
+    for first in range(0, layers, D):
+        passes += [pass_of(first + d, one.gather(y)) for d, one in enumerate(sequences)]
+        y = outputs(passes[-D:], *x.shape[:2])
+    return passes
+
+
+def run(
+    weights: Weights,
+    x: np.ndarray,
+    sequences: list[Sequences],
+    state: tuple[np.ndarray, ...] | None,
+    keep: bool,
+) -> list[LayerPass]:
+    """All passes forward over x (T,B,I), from state (L·D,B,H) each, zeros if None."""
+    D = len(sequences)
+
+    def pass_of(n: int, rows: np.ndarray) -> LayerPass:
+        return LayerPass(weights.layers[n], rows, sequences[n % D], _of(state, n), keep)
+
+    return passes_over(x, len(weights.layers), sequences, pass_of)
+
+
+def outputs(passes: list[LayerPass], T: int, B: int) -> np.ndarray:
+    """Those of the directions of one layer, (T,B,D·H); a view of h where it can be."""
+    one = passes[0]
+    H, Hp = one.layer.hidden_size, one.h.shape[1]
+    if len(passes) == 1 and one.sequences.dense:
+        rows = one.h[B:].reshape(T, B, Hp)
+        return rows if Hp == H else rows[:, :, :H]
+    y = np.zeros((T, B, len(passes) * H), one.h.dtype)
+    for direction, one in enumerate(passes):
+        part = y[:, :, direction * H : (direction + 1) * H]
+        one.sequences.scatter(one.h[one.sequences.N :], part)
+    return y
+
+
+def as_state(parts: list[list[np.ndarray]], layout: Layout) -> Any:
+    """A state from its parts (B,H) of each layer and direction: an array or a tuple of two."""
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    B, H = parts[0][0].shape
+    shape = layout.state_shape(len(parts), B, H)
+    if len(whole) == 1:
+        return whole[0].reshape(shape)
+    return whole[0].reshape(shape), whole[1].reshape(shape)
 
 
 class Gradients(NamedTuple):
@@ -84,37 +149,16 @@ class Trace:
         sequences: list[Sequences],
         state: tuple[np.ndarray, ...] | None,
         layout: Layout,
-        keep: bool = True,
     ) -> None:
         """Run forward over x (T,B,I) from state (L·D,B,H) each, zeros if None.
 
         `sequences` are those of each direction.
         """
-        T, B, _ = x.shape
-        D = len(sequences)
-        self._weights, self._layout, self._T, self._B = weights, layout, T, B
-        self._sequences = sequences
-        self._passes: list[LayerPass]
-
-        def pass_of(n: int, rows: np.ndarray) -> LayerPass:
-            return LayerPass(weights.layers[n], rows, sequences[n % D], _of(state, n), keep)
-
-        self._run(x, pass_of)
-        output = layout.as_given(self._side_by_side(self._passes[-D:]))
-        self.output = checks.read_only(output) if keep else output
-
-    def _run(self, x: np.ndarray, pass_of: Callable[[int, np.ndarray], LayerPass]) -> None:
-        """Make all passes, by pass_of(n, rows of what it reads)."""
-        self._passes, D, y = [], len(self._sequences), x
-        for first in range(0, len(self._weights.layers), D):
-            if D > 1 and first > 0:
-                y = self._side_by_side(self._passes[-D:])
-            # a layer alone reads the rows of the one below where they lie
-            below = self._passes[-1] if D == 1 and first > 0 else None
-            self._passes += [
-                pass_of(first + d, below.h[one.N :] if below else one.gather(y))
-                for d, one in enumerate(self._sequences)
-            ]
+        self._weights, self._layout, self._sequences = weights, layout, sequences
+        self._T, self._B, _ = x.shape
+        self._passes = run(weights, x, sequences, state, keep=True)
+        output = outputs(self._passes[-len(sequences) :], self._T, self._B)
+        self.output = checks.read_only(layout.as_given(output))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, whose arrays may be written, and whose weights are read-only in one place."""
@@ -127,29 +171,7 @@ class Trace:
     @functools.cached_property
     def state(self) -> Any:
         """See the class; made when first asked for."""
-        return self.last_state()
-
-    def last_state(self) -> Any:
-        """The `state`, anew."""
-        return self._state([one.end() for one in self._passes])
-
-    def _state(self, rows: list[list[np.ndarray]]) -> Any:
-        """A state from its parts (B,H) of each layer and direction: an array or a tuple of two."""
-        shape = self._layout.state_shape(len(rows), self._B, self._weights.hidden_size)
-        parts = [_stacked([row[i] for row in rows], shape) for i in range(len(rows[0]))]
-        return parts[0] if len(parts) == 1 else tuple(parts)
-
-    def _side_by_side(self, passes: list[LayerPass]) -> np.ndarray:
-        """The outputs of the directions of one layer, (T,B,D·H); a view of h where it can be."""
-        T, B, H = self._T, self._B, self._weights.hidden_size
-        one = passes[0]
-        if len(passes) == 1 and one.sequences.dense:
-            return one.h[B:].reshape(T, B, one.h.shape[1])[:, :, :H]
-        y = np.zeros((T, B, len(passes) * H), one.h.dtype)
-        for direction, one in enumerate(passes):
-            part = y[:, :, direction * H : (direction + 1) * H]
-            one.sequences.scatter(one.h[one.sequences.N :], part)
-        return y
+        return as_state([one.end() for one in self._passes], self._layout)
 
     def backward(
         self,
@@ -238,7 +260,7 @@ class Trace:
         return Gradients(
             self._named(gradients),
             np.ascontiguousarray(layout.as_given(dy)) if input_gradient else None,
-            self._state([one.state for one in gradients]),
+            as_state([one.state for one in gradients], layout),
             self._by_step([dict(zip("hc", one.steps, strict=False)) for one in gradients])
             if per_step
             else None,
@@ -308,7 +330,12 @@ class Trace:
         """
         whole, in_order = copy.copy(self), iter(arrays)
         whole._weights = own = weights or self._weights
-        whole._run(x, lambda n, y: self._passes[n].put_together(own.layers[n], y, in_order))
+        whole._passes = passes_over(
+            x,
+            len(own.layers),
+            self._sequences,
+            lambda n, y: self._passes[n].put_together(own.layers[n], y, in_order),
+        )
         return whole
 
     def chain(self, batch: int = 0) -> TraceChain:

@@ -20,11 +20,14 @@ class Sizes:
 
     Ip: int
     Hp: int
+    work: int  # multiply-adds of a sequence's step
     wide: int  # elements of a row of `a` and da: Hp for each slot, see `row_stride`
     order: tuple[Any, ...]  # an `Order`, as kernels take it
     cell: Pieces  # what `Layer.cell` packs,
     adjoint: Pieces  # what `Layer.adjoint_cell` does,
     gradients: Pieces  # and dw_ih, dw_hh and db, by slots
+    no_state: np.ndarray  # (0,Hp),
+    no_slots: np.ndarray  # and (0,wide): of what a pass does without
 
 
 @functools.lru_cache
@@ -34,14 +37,18 @@ def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
     Ip, Hp, panel = padded(I, dtype), padded(H, dtype), VECTORS * lanes(dtype)
     bias = slots.last * Hp
     whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
+    wide = row_stride(slots.width * Hp, dtype)
     return Sizes(
         Ip,
         Hp,
-        row_stride(slots.width * Hp, dtype),
+        len(design.gates) * H * (I + H),
+        wide,
         tuple(order(design)),
         Pieces(dtype, ((of_x * Hp * I,), (of_h * Hp * H,), (bias,))),
         Pieces(dtype, ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),))),
         Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
+        np.empty((0, Hp), dtype),
+        np.empty((0, wide), dtype),
     )
 
 

@@ -12,6 +12,8 @@ from numpy.testing import assert_array_equal
 from strategies import dtypes, net_cases
 
 import fastbptt as fb
+from fastbptt import checkpoints
+from fastbptt.trace import Trace
 
 
 @settings(deadline=None, max_examples=150)
@@ -140,14 +142,13 @@ def test_what_a_trace_with_checkpoints_has_not_is_told():
 def test_one_segment_has_its_trace_at_a_time(monkeypatch):
     net, x = fb.LSTM(3, 5, rng=0), np.ones((40, 2, 3), np.float32)
     trace, made = net.trace(x, checkpoint=10), []
-    segment = type(trace)._segment
 
-    def noted(self, *given, **named):
+    def noted(*given):
         assert not any(one() is not None for one in made)
-        one = segment(self, *given, **named)
+        one = Trace(*given)
         made.append(weakref.ref(one))
         return one
 
-    monkeypatch.setattr(type(trace), "_segment", noted)
+    monkeypatch.setattr(checkpoints, "Trace", noted)
     trace.backward(lambda t0, output: output)
     assert len(made) == 4

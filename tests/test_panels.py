@@ -5,22 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastbptt.kernels.jit import kernel
-from fastbptt.kernels.memory import aligned
-from fastbptt.kernels.packing import pack
-from fastbptt.kernels.panels import (
+from fastbptt.kernels.gradients import (
     GRADIENT_ROWS,
     GROUP,
     TURNED,
     bias_gradient,
     gradient_scratch,
-    packed,
-    padded,
-    panel_matmul,
-    rows_matmul,
-    to_and_fro,
     weight_gradient,
 )
+from fastbptt.kernels.jit import kernel
+from fastbptt.kernels.memory import aligned
+from fastbptt.kernels.packing import pack
+from fastbptt.kernels.panels import packed, padded, panel_matmul, rows_matmul, to_and_fro
 from fastbptt.kernels.simd import VECTORS, lanes, rows
 
 DTYPES = (np.float32, np.float64)

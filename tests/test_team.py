@@ -13,8 +13,9 @@ from strategies import KINDS
 import fastbptt as fb
 from fastbptt import layers, teams, threads
 from fastbptt.kernels import gradients, sweeps, team
+from fastbptt.kernels.gradients import TURNED
 from fastbptt.kernels.jit import kernel
-from fastbptt.kernels.panels import BLOCK, TURNED, VECTORS
+from fastbptt.kernels.panels import BLOCK, VECTORS
 from fastbptt.kernels.simd import lanes
 from fastbptt.sequences import Sequences
 

@@ -1,13 +1,27 @@
-"""The gradients of a layer's weights, from what a backward pass over some steps leaves."""
+"""The gradients of a layer's weights, from what a backward pass over some steps leaves (D4)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .cells import slots
 from .jit import kernel
-from .panels import TURNED, bias_gradient, weight_gradient
-from .simd import flush_subnormals, restore, rows
+from .panels import MOST_SOON, copy_panel_row
+from .simd import REGISTER_BYTES, VECTORS, copy_run, flush_subnormals, lanes, restore, rows, shifted
+from .tiles import ROWS, tiles
+
+GROUP = 16  # panels of b packed at once: half of L2
+TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them in float32
+GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
+
+_turned = tiles(ROWS, kind="transposed")
+_copy_tile_row = copy_run(elements=TURNED)
+
+
+def gradient_scratch(dtype: Any) -> tuple[int, ...]:
+    """The shape of what `weight_gradient` packs into: some panels of b, some columns of da."""
+    panel = VECTORS * lanes(dtype)
+    return GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel
 
 
 class Sums(NamedTuple):
@@ -19,7 +33,7 @@ class Sums(NamedTuple):
     I: int
     H: int
     before: np.ndarray  # (rows of a chunk, Hp), no rows where all lengths are equal
-    scratch: np.ndarray  # `panels.gradient_scratch`
+    scratch: np.ndarray  # `gradient_scratch`
     partial: np.ndarray  # as bias
 
 
@@ -51,6 +65,85 @@ def _own_rows(height, K, before, total, number, members):
     low, high = total * number // members - before, total * (number + 1) // members - before
     first, last = min(max(0, (low + K - 1) // K), count), min(max(0, (high + K - 1) // K), count)
     return min(first * TURNED, height), min(last * TURNED, height)
+
+
+@kernel(part=True)
+def weight_gradient(da, some, columns, b, K, gradient, scratch):
+    """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
+
+    da is an array, `some` (r0, r1), `columns` (i0, i1); b and gradient are `rows`, gradient's of K
+    in whole panels; scratch as `gradient_scratch` says.  Both operands are packed: rows a power of
+    two apart fall into one set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error
+    grows with their number, not with that of the rows.
+    """
+    (r0, r1), (i0, i1) = some, columns
+    wide, Kp = da.shape[1], gradient[1]
+    panel = scratch.shape[2]
+    size = GRADIENT_ROWS * panel
+    turned = rows(scratch, GROUP * size, TURNED)
+    itemsize = VECTORS * REGISTER_BYTES // panel
+    for s0 in range(r0, r1, GRADIENT_ROWS):
+        n = min(GRADIENT_ROWS, r1 - s0)
+        origin = (s0 - r0) * b[1]
+        # the rows of b that the next block packs: a part by each tile but those that fetch da
+        steps = max(1, (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) - (i1 - i0) // TURNED) * n
+        later = min(GRADIENT_ROWS, r1 - s0 - n) * b[1]
+        share = (later + steps - 1) // steps if later * itemsize <= MOST_SOON else 0
+        soon = shifted(b, origin + GRADIENT_ROWS * b[1], share)
+        for p0 in range(0, Kp // panel, GROUP):
+            group = min(GROUP, Kp // panel - p0)
+            for p in range(group):
+                j = (p0 + p) * panel
+                if j + panel <= K:
+                    for s in range(n):
+                        target = rows(scratch, p * size + s * panel, panel)
+                        copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
+                else:
+                    scratch[p, :n] = 0
+                    for s in range(n):
+                        for i in range(K - j):
+                            scratch[p, s, i] = b[0][origin + s * b[1] + j + i]
+            panels = rows(scratch, 0, size)
+            for i in range(i0, i1, TURNED):
+                if i + TURNED <= wide:
+                    for s in range(n):
+                        source = rows(da, (s0 + s) * wide + i, 0)
+                        _copy_tile_row(source, shifted(turned, s * TURNED, 0))
+                    a = turned
+                else:
+                    a = rows(da, s0 * wide + i, wide)
+                # the next columns: from L3 they took as long as a third of their products
+                ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide)
+                for r in range(0, min(TURNED, i1 - i), ROWS):
+                    # all panels for one tile's rows: those of two tiles, a power of two apart,
+                    # would drive each other out of L1
+                    height = min(ROWS, i1 - i - r)
+                    own = shifted(a, r, a[1])
+                    c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
+                    begin = 0
+                    if r == 0:
+                        _turned(height, 1, own, panels, n, c, c, ahead)
+                        begin = 1
+                    w, c = shifted(panels, begin * size, size), shifted(c, begin * panel, Kp)
+                    _turned(height, group - begin, own, w, n, c, c, soon)
+                    soon = shifted(soon, (group - begin) * n * share, share)
+
+
+@kernel(part=True)
+def bias_gradient(da, some, gradient, partial):
+    """gradient[j] += sum_s da[s,j], s from r0 to r1-1 (`some`), in sums of GRADIENT_ROWS.
+
+    partial is scratch.
+    """
+    r0, r1 = some
+    for s0 in range(r0, r1, GRADIENT_ROWS):
+        for j in range(gradient.size):
+            partial[j] = 0
+        for s in range(s0, min(s0 + GRADIENT_ROWS, r1)):
+            for j in range(gradient.size):
+                partial[j] += da[s, j]
+        for j in range(gradient.size):
+            gradient[j] += partial[j]
 
 
 @kernel(part=True)

@@ -1,4 +1,4 @@
-"""Matrix products over packed weights, and the weight gradient (design.md D2, D4).
+"""Matrix products over packed weights (design.md D2).
 
 Weights (N,K) are packed into panels of `VECTORS` registers: panel p holds, for each k in turn, the
 weights of its outputs n, so that a tile reads forwards only.  N is padded with zeros to a multiple
@@ -9,18 +9,14 @@ from typing import Any, NamedTuple
 
 from .jit import kernel
 from .simd import FMAS, REGISTER_BYTES, VECTORS, copy_run, lanes, lanes_of, rows, shifted
-from .tiles import PANELS, ROWS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
+from .tiles import PANELS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
 
 BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
-GROUP = 16  # panels of b packed at once: half of L2
-TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them in float32
-GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
 
 
-# Names and not a table: Numba sees intrinsics as globals only.  Of one panel, of one that is but a
-# register wide, the last, and for weight gradients; then tiles that become part of who uses them.
+# Names and not a table: Numba sees intrinsics as globals only.  Of one panel and of one that is but
+# a register wide, the last; then tiles that become part of who uses them.
 _full, _half = tiles(TALLEST), tiles(TALLEST, vectors=1)
-_turned = tiles(ROWS, kind="transposed")
 _full1, _half1 = tile(1, 1), tile(1, 1, vectors=1)
 _wide1, _wide2, _wide3 = (tile(r, panels=PANELS[r]) for r in (1, 2, 3))
 _fetching2, _fetching3 = (tile(r, panels=PANELS[r], kind="fetching") for r in (2, 3))
@@ -47,8 +43,8 @@ FETCHING = max(4, TOGETHER // VECTORS + 1)  # rows from which a product fetches
 # 0.90, and as long below 512 units; with one tile of four rows, which then fetches a line at each
 # k, 1.2 times.
 _FAR, _FAR_TILES = 1 << 17, 3
-_MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
-copy_panel_row, _copy_tile_row = copy_run(registers=VECTORS), copy_run(elements=TURNED)
+MOST_SOON = 1 << 18  # bytes: where it is more, to fetch it would drive from L2 what is in use
+copy_panel_row = copy_run(registers=VECTORS)
 
 
 def padded(n: int, dtype: Any) -> int:
@@ -85,12 +81,6 @@ def to_and_fro(W, back):
     A loop over time that goes to and fro finds in L1 what the last step left there.
     """
     return Packed(W.panels, W.K, back, W.apart)
-
-
-def gradient_scratch(dtype: Any) -> tuple[int, ...]:
-    """The shape of what `weight_gradient` packs into: some panels of b, some columns of da."""
-    panel = VECTORS * lanes(dtype)
-    return GROUP + -(-TURNED // panel), GRADIENT_ROWS, panel
 
 
 @kernel(part=True, inlined=True)
@@ -281,7 +271,7 @@ def _many_rows_matmul(A, M, W, N, S, C, soon):
     tall = (M + count - 1) // count
     more = M - (tall - 1) * count
     size = _size(soon)
-    wanted = M >= FETCHING and 0 < size * itemsize <= _MOST_SOON
+    wanted = M >= FETCHING and 0 < size * itemsize <= MOST_SOON
     far = WEIGHTS_AHEAD or (count >= _FAR_TILES and N * K * itemsize >= _FAR)
     j = 0
     most = _LOW_FETCHING_TO if wanted else _LOW_TO
@@ -323,82 +313,3 @@ def _many_rows_matmul(A, M, W, N, S, C, soon):
             done += some
             r += some * height
         j += panel
-
-
-@kernel(part=True)
-def weight_gradient(da, some, columns, b, K, gradient, scratch):
-    """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
-
-    da is an array, `some` (r0, r1), `columns` (i0, i1); b and gradient are `rows`, gradient's of K
-    in whole panels; scratch as `gradient_scratch` says.  Both operands are packed: rows a power of
-    two apart fall into one set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error
-    grows with their number, not with that of the rows.
-    """
-    (r0, r1), (i0, i1) = some, columns
-    wide, Kp = da.shape[1], gradient[1]
-    panel = scratch.shape[2]
-    size = GRADIENT_ROWS * panel
-    turned = rows(scratch, GROUP * size, TURNED)
-    itemsize = VECTORS * REGISTER_BYTES // panel
-    for s0 in range(r0, r1, GRADIENT_ROWS):
-        n = min(GRADIENT_ROWS, r1 - s0)
-        origin = (s0 - r0) * b[1]
-        # the rows of b that the next block packs: a part by each tile but those that fetch da
-        steps = max(1, (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) - (i1 - i0) // TURNED) * n
-        later = min(GRADIENT_ROWS, r1 - s0 - n) * b[1]
-        share = (later + steps - 1) // steps if later * itemsize <= _MOST_SOON else 0
-        soon = shifted(b, origin + GRADIENT_ROWS * b[1], share)
-        for p0 in range(0, Kp // panel, GROUP):
-            group = min(GROUP, Kp // panel - p0)
-            for p in range(group):
-                j = (p0 + p) * panel
-                if j + panel <= K:
-                    for s in range(n):
-                        target = rows(scratch, p * size + s * panel, panel)
-                        copy_panel_row(shifted(b, origin + s * b[1] + j, 0), target)
-                else:
-                    scratch[p, :n] = 0
-                    for s in range(n):
-                        for i in range(K - j):
-                            scratch[p, s, i] = b[0][origin + s * b[1] + j + i]
-            panels = rows(scratch, 0, size)
-            for i in range(i0, i1, TURNED):
-                if i + TURNED <= wide:
-                    for s in range(n):
-                        source = rows(da, (s0 + s) * wide + i, 0)
-                        _copy_tile_row(source, shifted(turned, s * TURNED, 0))
-                    a = turned
-                else:
-                    a = rows(da, s0 * wide + i, wide)
-                # the next columns: from L3 they took as long as a third of their products
-                ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide)
-                for r in range(0, min(TURNED, i1 - i), ROWS):
-                    # all panels for one tile's rows: those of two tiles, a power of two apart,
-                    # would drive each other out of L1
-                    height = min(ROWS, i1 - i - r)
-                    own = shifted(a, r, a[1])
-                    c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
-                    begin = 0
-                    if r == 0:
-                        _turned(height, 1, own, panels, n, c, c, ahead)
-                        begin = 1
-                    w, c = shifted(panels, begin * size, size), shifted(c, begin * panel, Kp)
-                    _turned(height, group - begin, own, w, n, c, c, soon)
-                    soon = shifted(soon, (group - begin) * n * share, share)
-
-
-@kernel(part=True)
-def bias_gradient(da, some, gradient, partial):
-    """gradient[j] += sum_s da[s,j], s from r0 to r1-1 (`some`), in sums of GRADIENT_ROWS.
-
-    partial is scratch.
-    """
-    r0, r1 = some
-    for s0 in range(r0, r1, GRADIENT_ROWS):
-        for j in range(gradient.size):
-            partial[j] = 0
-        for s in range(s0, min(s0 + GRADIENT_ROWS, r1)):
-            for j in range(gradient.size):
-                partial[j] += da[s, j]
-        for j in range(gradient.size):
-            gradient[j] += partial[j]
