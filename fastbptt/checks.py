@@ -118,6 +118,8 @@ def array(value: Any, name: str, expected: np.dtype) -> np.ndarray:
 
 def of_torch(y: Any, name: str) -> Any:
     """A torch tensor's memory as an array; anything else as it is."""
+    if type(y) is np.ndarray:
+        return y
     try:
         for method in ("detach", "cpu", "resolve_neg", "numpy"):
             y = getattr(y, method)() if hasattr(y, method) else y

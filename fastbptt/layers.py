@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import checks
-from .kernels.cells import Adjoints, Memory
-from .kernels.gradients import GRADIENT_ROWS, Sums, gradient_scratch
+from .kernels.gradients import GRADIENT_ROWS, gradient_scratch
 from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
 from .kernels.simd import REGISTER_BYTES, VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS, descend, forward
@@ -158,7 +157,7 @@ class LayerPass:
             )
             working = taken(chunk)
         halves = self._halves(layer) if members == 2 else sizes.no_slots
-        # a `Memory`
+        # a `Memory`, which kernels take as a plain tuple
         memory = (self.x, self.h, self.c, working[0], self._kept, halves)
         span = (t0, t1, b0, b1)
         if members == 1:
@@ -227,11 +226,13 @@ class LayerPass:
         call = self._call_steps(layer, N, T, work=2)
         # no later steps have more rows
         threads = available(sequences.rows(0, min(call, T)) * sizes.work)
-        members = self._unit_members(layer, threads, N)
-        # members without a sequence would only have a part of the weight gradients: of one of 64
-        # units and 1000 steps two threads take 0.97 to 1.1 times as long as one
-        by_sequences = max(1, min(threads, N))
-        threads = max(members, by_sequences)
+        members, by_sequences = 0, 1
+        if threads > 1:
+            members = self._unit_members(layer, threads, N)
+            # members without a sequence would only have a part of the weight gradients: of one of
+            # 64 units and 1000 steps two threads take 0.97 to 1.1 times as long as one
+            by_sequences = max(1, min(threads, N))
+            threads = max(members, by_sequences)
         # of calls with as many steps again and again, or nearly, all but the first find it ready
         most = 1 << (T - 1).bit_length()
         needed = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
@@ -245,22 +246,22 @@ class LayerPass:
         if per_step:
             step_h = rows_of_call((S, sizes.Hp), dtype)
             step_c = rows_of_call((S, sizes.Hp), dtype) if parts == 2 else step_c
-        d = Adjoints(checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
-
-        dw_ih, dw_hh, db = pieces(sizes.gradients, zeros=True)
-        I, H = layer.input_size, layer.hidden_size
-        sums = [Sums(dw_ih, dw_hh, db, I, H, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
-        cell, halves = layer.adjoint_cell, sizes.no_slots
-        memory = Memory(self.x, self.h, self.c, self._a, self._kept, halves)
+        gradients, H = pieces(sizes.gradients, zeros=True), layer.hidden_size
+        totals = (*gradients, layer.input_size, H)
+        # a `Memory`, `Adjoints` and the `Sums` of each thread, as kernels take them
+        memory = (self.x, self.h, self.c, self._a, self._kept, sizes.no_slots)
+        d = (checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
+        sums = [(*totals, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
+        cell = layer.adjoint_cell
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
-            descend(cell, tuple(memory), tuple(d), tuple(sums[i]), starts, span, tuple(team))
+            descend(cell, memory, d, sums[i], starts, span, tuple(team))
 
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
             span = (t0, t1, steps)
             if threads == 1 or available(sequences.rows(t0, t1) * sizes.work) == 1:
-                work(span, 0, ALONE)
+                descend(cell, memory, d, sums[0], starts, span, _ALONE)
                 continue
             turn = partial(work, span)
             if members:
@@ -269,9 +270,11 @@ class LayerPass:
                 known.call(by_units, partial(together, turn, by_sequences), t1 - t0)
             else:
                 together(turn, by_sequences)
-        d_begun = [sequences.begun(part, H) for part in (dh, dc)[:parts]]
+        d_begun = [sequences.begun(dh, H)]
+        if parts == 2:
+            d_begun.append(sequences.begun(dc, H))
         bring_back(needed, working)
-        parameters = layer.parameter_gradients(dw_ih, dw_hh, db)
+        parameters = layer.parameter_gradients(*gradients)
         return LayerGradients(parameters, dx, d_begun, [step_h, step_c][:parts])
 
     def _clear_padding(self) -> None:

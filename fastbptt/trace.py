@@ -238,25 +238,15 @@ class Trace:
             wanted = layout.shape(T, B, D * H)
             dy = layout.time_major(checks.shaped(d_output, "d_output", dtype, wanted))
 
-        gradients: list[LayerGradients] = []
-        for first in range(len(self._passes) - D, -1, -D):
-            passes = self._passes[first : first + D]
-            if D == 1 and gradients:
-                rows = [gradients[0].x]
-            else:
-                rows = [self._rows(one, dy, direction) for direction, one in enumerate(passes)]
-            below = [
-                one.backward(
-                    rows[direction],
-                    _of(d_states, first + direction),
-                    input_gradient or first > 0,
-                    per_step,
-                )
-                for direction, one in enumerate(passes)
-            ]
-            gradients = below + gradients
-            if D > 1 or first == 0:
-                dy = self._d_input(passes, below) if input_gradient or first > 0 else dy
+        gradients: list[LayerGradients] = []  # of the last pass at first
+        for n in range(layers - 1, -1, -1):
+            one = self._passes[n]
+            rows = gradients[-1].x if D == 1 and gradients else self._rows(one, dy, n % D)
+            wanted_below = input_gradient or n >= D
+            gradients.append(one.backward(rows, _of(d_states, n), wanted_below, per_step))
+            if n % D == 0 and wanted_below and (D > 1 or n == 0):
+                dy = self._d_input(self._passes[n : n + D], gradients[: -D - 1 : -1])
+        gradients.reverse()
         return Gradients(
             self._named(gradients),
             np.ascontiguousarray(layout.as_given(dy)) if input_gradient else None,

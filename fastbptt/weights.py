@@ -107,19 +107,20 @@ class Layer:
     ) -> tuple[np.ndarray, ...]:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
         design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
+        dw_ih, dw_hh, of_h = dw_ih[:, : self.input_size], dw_hh[:, :H], design.slots.first * Hp
+        if Hp == H and design.x_gates == design.h_gates == design.gates:
+            matrices = np.ascontiguousarray(dw_ih), np.ascontiguousarray(dw_hh)
+            return *matrices, db[: len(dw_ih)].copy(), db[of_h:].copy()
 
         def in_order(y: np.ndarray, letters: str) -> np.ndarray:
-            if letters == design.gates and Hp == H:
-                part = y[: len(letters) * H]
-                return np.ascontiguousarray(part) if y.ndim == 2 else part.copy()
             starts = [letters.index(letter) * Hp for letter in design.gates]
             return np.concatenate([y[s : s + H] for s in starts])
 
         return (
-            in_order(dw_ih[:, : self.input_size], design.x_gates),
-            in_order(dw_hh[:, :H], design.h_gates),
+            in_order(dw_ih, design.x_gates),
+            in_order(dw_hh, design.h_gates),
             in_order(db, design.x_gates),
-            in_order(db[design.slots.first * Hp :], design.h_gates),
+            in_order(db[of_h:], design.h_gates),
         )
 
 
