@@ -33,6 +33,7 @@ THREADS = sorted({1, _MOST})
 PEER_THREADS = sorted({1, _MOST, *(2**n for n in range(_MOST.bit_length()) if 2**n < _MOST)})
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+CALLS = (1, 10)  # steps of a call that is hardly more than a call
 LONG_FLOPS = 10**10
 SMALL_STEP = 2048  # pre-activations
 
@@ -63,7 +64,7 @@ class Case(NamedTuple):
     @property
     def short(self) -> bool:
         """Whether it is measured with --short: the small shapes and one of the middle."""
-        small = (self.B, self.H) in ((1, 64), (1, 256), (32, 256))
+        small = (self.B, self.H) in ((1, 64), (1, 256), (32, 256)) and self.T not in CALLS
         return self.usual and small and self.k in (0, 8)
 
     @property
@@ -126,6 +127,12 @@ CASES = {
     task: [Case(task, *shape, **kind) for kind in _KINDS + _FULL for shape in SHAPES]
     for task in ("forward", "train")
 } | {
+    "calls": [
+        Case(task, T, *SHAPES[0][1:], cell=cell)
+        for task in ("forward", "train")
+        for T in CALLS
+        for cell in GATES
+    ],
     "bridge": [Case("bridge", *SHAPES[0], cell=cell) for cell in GATES],
     # those of examples/characters.py, and larger ones
     "step": [

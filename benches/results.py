@@ -5,7 +5,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from cases import GATES, Case
+from cases import CALLS, GATES, Case
 
 # Sigmoids and tanhs of a unit, forward; a backward pass may keep them.
 CURVES = {"rnn": 1, "gru": 3, "lstm": 5}
@@ -117,6 +117,11 @@ def read(files: list[pathlib.Path]) -> dict[str, Any]:
 def usual(info: Info) -> bool:
     """Whether a case is measured without --full (`cases.Case.usual`)."""
     return info["dtype"] == "float32" and info["nonlinearity"] == "tanh"
+
+
+def few_steps(info: Info) -> bool:
+    """Whether a row is one of `cases.CALLS`, for which there is no bar."""
+    return info["task"] in ("forward", "train") and info["T"] in CALLS
 
 
 def ratios(info: Info, peer: str) -> list[float]:

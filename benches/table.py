@@ -21,6 +21,7 @@ from results import (
     Info,
     best,
     expect_same,
+    few_steps,
     gflops,
     limit,
     limits_of,
@@ -197,6 +198,7 @@ def counted(infos: list[Info]) -> str:
     counts = []
     for task in ("forward", "train"):
         some = [info for info in infos if info["task"] == task and usual(info)]
+        some = [info for info in some if not few_steps(info)]
         if some:
             met = sum(sweep_bar(info) is True for info in some)
             counts.append(f"{met} of {len(some)} rows of {task}")
@@ -286,6 +288,32 @@ def streams(infos: list[Info]) -> str:
         "jax also with one every fortieth, about as seldom as here, where how the tangents grow "
         "says when."
     )
+
+
+def calls(infos: list[Info]) -> str:
+    rows = []
+    for info in infos:
+        peer = best(info)
+        spread = ratios(info, peer) if peer else []
+        ours, theirs = (
+            micro([info["T"] * each for each in info["seconds"][name]]) if name else "–"
+            for name in ("fastbptt", peer)
+        )
+        rows.append(
+            [
+                info["task"],
+                info["cell"],
+                str(info["T"]),
+                ours,
+                f"{peer}: {theirs}" if peer else "–",
+                f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})" if peer else "–",
+                *(against(info, name) for name in ("torch", "jax (", "onnxruntime", "numpy")),
+            ]
+        )
+    head = ["task", "cell", "T", "µs a call", "best peer (threads): µs a call", "ratio (min–max)"]
+    head += ["torch", "jax", "onnxruntime", "numpy"]
+    B, I, H = (infos[0][name] for name in "BIH")
+    return f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread:\n\n{table(head, rows)}"
 
 
 def bridges(infos: list[Info]) -> str:
@@ -508,12 +536,14 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     ]
     parts += [roofline(limits)] if limits else []
     rivalled = [info for info in infos if info["task"] in ("forward", "train")]
+    called = [info for info in rivalled if few_steps(info)]
     unusual = [info for info in rivalled if not usual(info)]
-    rivalled = [info for info in rivalled if usual(info)]
+    rivalled = [info for info in rivalled if usual(info) and not few_steps(info)]
     streamed = [info for info in infos if info["task"] == "stream"]
     others = {info["task"]: info for info in infos if "H" not in info}
     parts += [sweeps(rivalled)] if rivalled else []
     parts += [beside(unusual)] if unusual else []
+    parts += [calls(called)] if called else []
     bridged = [info for info in infos if info["task"] == "bridge"]
     parts += [bridges(bridged)] if bridged else []
     stepped = [info for info in infos if info["task"] == "step"]

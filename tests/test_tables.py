@@ -527,6 +527,22 @@ def test_no_relu_is_at_its_corner_but_for_rounding(table):
     assert 0 < (data.x != plain.x).any(axis=2).mean() < 0.1
 
 
+def test_calls_of_few_steps_have_a_table_of_their_own(table, results, written):
+    seconds = {"fastbptt": [2, 2.5, 2], "torch (2)": [9, 9, 9], "numpy (1)": [3, 4, 4]}
+    one = case("train", (10, 1, 32, 64), "gru", seconds)
+    run = results.read([written(WON, one)])
+    text = table.text(run, run)
+    (row,) = rows(text, "task")
+    assert list(row.values()) == [
+        *("train", "gru", "10", "20", "numpy (1): 40", "1.60 (1.50–2.00)"),
+        *("4.5", "–", "–", "1.6"),
+    ]
+    assert "Forward, 1 of 1 rows at their bar" in text
+    assert "Train," not in text
+    assert "In a second run 1 of 1 rows of forward are at their bar" in text
+    assert "agrees on who is fastest in 2 of 2 rows" in text
+
+
 def test_a_whole_training_step(table, results, written):
     shape = (100, 8, 64, 128)
     one = case("train", shape, "lstm", {"fastbptt": [60, 70, 90], "torch (2)": [84, 77, 90]})
