@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from . import checks
-from .sequences import Sequences
+from .sequences import Sequences, sequences_of
 from .trace import Gradients, Layout, Trace, as_state, run
 from .weights import Weights
 
@@ -48,8 +48,8 @@ class CheckpointedTrace:
         self._begin = []  # the state that each segment begins with
         for span in self._spans:
             self._begin.append(state)
-            passes = run(weights, *self._segment(span), state, keep=False)
-            self.state = as_state([one.end() for one in passes], layout)
+            ends = [one.end() for one in run(weights, *self._segment(span), state, keep=False)]
+            self.state = as_state(ends, layout)
             parts = self.state if weights.design.has_c else (self.state,)
             state = tuple(np.reshape(part, whole) for part in parts)
 
@@ -67,7 +67,7 @@ class CheckpointedTrace:
             lengths = np.clip(lengths - t0, 0, t1 - t0)
         if reset is not None:
             reset = reset[t0:t1]
-        return self._x[t0:t1], [Sequences(t1 - t0, B, lengths, reset)]
+        return self._x[t0:t1], [sequences_of(t1 - t0, B, lengths, reset)]
 
     def backward(
         self,

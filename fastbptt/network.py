@@ -4,14 +4,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
 from . import checks, files
 from .checkpoints import CheckpointedTrace
 from .kernels.cells import Design
-from .sequences import Sequences, dense
+from .sequences import sequences_of
 from .trace import Layout, Trace, as_state, layout_of, outputs, run
 from .weights import Weights
 
@@ -112,9 +112,11 @@ class Network:
         given = [str(input_size[1]), str(hidden_size[1]), *said, f"dtype={self.dtype}"]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> np.ndarray: ...
+    def __getattr__(self, name: str) -> np.ndarray:
+        weights = self.__dict__.get("weights")
+        if weights is not None and name in weights.arrays:
+            return weights.arrays[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         weights = self.__dict__.get("weights")
@@ -157,22 +159,7 @@ class Network:
             If only dtypes are wrong, or for what is no mapping.
         """
         arrays = checks.parameters(mapping, self._shapes, self.dtype)
-        self._have(Weights(arrays, *self._design()))
-
-    def _have(self, weights: Weights) -> None:
-        """Keep its arrays as attributes.
-
-        To look them up in a `__getattr__` would make Python look up every other attribute anew.
-        """
-        vars(self).update(weights.arrays, weights=weights)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Each array once: copies and pickles of `weights` have arrays of their own."""
-        return {name: y for name, y in vars(self).items() if name not in self.weights.arrays}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._have(state["weights"])
+        self.__dict__["weights"] = Weights(arrays, *self._design())
 
     def save(self, path: Any) -> None:
         """Write kind, options and parameters; `fb.load` makes the net of them again.
@@ -296,10 +283,7 @@ class Network:
         x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
         T, B, _ = x.shape
         directions = (False, True) if self.bidirectional else (False,)
-        if lengths is None and reset is None:
-            sequences = [dense(T, B, reverse) for reverse in directions]
-        else:
-            sequences = [Sequences(T, B, lengths, reset, reverse) for reverse in directions]
+        sequences = [sequences_of(T, B, lengths, reset, reverse) for reverse in directions]
         return x, sequences, begin, layout
 
     def _given(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Any, ...]:
@@ -325,4 +309,4 @@ class Network:
         H, layers = self.hidden_size, len(self.weights.layers)
         shape = layout.state_shape(layers, B, H)
         parts = checks.states(state, "state", self.weights.design.has_c, self.dtype, shape)
-        return tuple(part.reshape(layers, B, H) for part in parts or ())
+        return parts and tuple([part.reshape(layers, B, H) for part in parts])

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-_SHORT = 1 << 12  # steps up to which `dense` keeps sequences for the next call
+_SHORT = 1 << 12  # steps of sequences that are kept for the next call
 
 
 class Sequences:
@@ -118,16 +118,15 @@ class Sequences:
 
     def _put(
         self,
-        state: np.ndarray | None,
+        state: np.ndarray,
         rows: np.ndarray,
         pieces: np.ndarray | slice,
         sequences: np.ndarray | slice = slice(None),
     ) -> None:
-        """rows (N,width) <- 0, and in some pieces the state (B,H), if any, of some sequences."""
-        if state is None or not self.dense or rows.shape[1] > state.shape[1]:
+        """rows (N,width) <- 0, and in some pieces the state (B,H) of some sequences."""
+        if not self.dense or rows.shape[1] > state.shape[1]:
             rows.fill(0)
-        if state is not None:
-            rows[pieces, : state.shape[1]] = state[sequences]
+        rows[pieces, : state.shape[1]] = state[sequences]
 
     def begun(self, first: np.ndarray, H: int) -> np.ndarray:
         """The adjoint of `begin`: (N,width) -> (B,H), a copy."""
@@ -155,7 +154,10 @@ class Sequences:
         if self.dense and self.T and rows is not None and state is None:
             last[:] = rows[self.S - self.N :]
             return
-        self._put(state, last, slice(None) if self.dense else self._ends)
+        if state is None:
+            last.fill(0)
+        else:
+            self._put(state, last, slice(None) if self.dense else self._ends)
         if rows is not None and self.dense and self.T:
             last += rows[self.S - self.N :]
         elif rows is not None and not self.dense:
@@ -178,9 +180,13 @@ class Sequences:
 _kept = functools.lru_cache(maxsize=32)(Sequences)
 
 
-def dense(T: int, B: int, reverse: bool = False) -> Sequences:
-    """B sequences of T steps each without a reset; who has them does not write to them."""
-    return (_kept if T <= _SHORT else Sequences)(T, B, None, None, reverse)
+def sequences_of(
+    T: int, B: int, lengths: np.ndarray | None, reset: np.ndarray | None, reverse: bool = False
+) -> Sequences:
+    """`Sequences`, for no one to write to: where all are of T steps those of an earlier call."""
+    if lengths is None and reset is None and T <= _SHORT:
+        return _kept(T, B, None, None, reverse)
+    return Sequences(T, B, lengths, reset, reverse)
 
 
 def _pieces(

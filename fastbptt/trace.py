@@ -62,18 +62,14 @@ def passes_over(
 
     A layer alone reads the rows of the one below where they lie.
     """
-    passes: list[LayerPass] = []
-    if len(sequences) == 1:
-        (one,) = sequences
-        rows = one.gather(x)
-        for n in range(layers):
-            passes.append(pass_of(n, rows))
-            rows = passes[-1].h[one.N :]
-        return passes
-    D, y = len(sequences), x
-    for first in range(0, layers, D):
-        passes += [pass_of(first + d, one.gather(y)) for d, one in enumerate(sequences)]
-        y = outputs(passes[-D:], *x.shape[:2])
+    D = len(sequences)
+    passes = [pass_of(d, one.gather(x)) for d, one in enumerate(sequences)]
+    for first in range(D, layers, D):
+        if D == 1:
+            passes.append(pass_of(first, passes[-1].h[sequences[0].N :]))
+        else:
+            y = outputs(passes[-D:], *x.shape[:2])
+            passes += [pass_of(first + d, one.gather(y)) for d, one in enumerate(sequences)]
     return passes
 
 
@@ -109,14 +105,13 @@ def outputs(passes: list[LayerPass], T: int, B: int) -> np.ndarray:
 
 def as_state(parts: list[list[np.ndarray]], layout: Layout) -> Any:
     """A state from its parts (B,H) of each layer and direction: an array or a tuple of two."""
-    whole = parts[0]
-    if len(parts) > 1:
-        whole = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    B, H = parts[0][0].shape
-    shape = layout.state_shape(len(parts), B, H)
-    if len(whole) == 1:
-        return whole[0].reshape(shape)
-    return whole[0].reshape(shape), whole[1].reshape(shape)
+    if len(parts) == 1:
+        whole = parts[0] if layout.unbatched else [part[None] for part in parts[0]]
+    else:
+        B, H = parts[0][0].shape
+        shape = layout.state_shape(len(parts), B, H)
+        whole = [np.concatenate(part).reshape(shape) for part in zip(*parts, strict=True)]
+    return whole[0] if len(whole) == 1 else tuple(whole)
 
 
 class Gradients(NamedTuple):

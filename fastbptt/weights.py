@@ -108,20 +108,16 @@ class Layer:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
         design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
         dw_ih, dw_hh, of_h = dw_ih[:, : self.input_size], dw_hh[:, :H], design.slots.first * Hp
-        if Hp == H and design.x_gates == design.h_gates == design.gates:
-            matrices = np.ascontiguousarray(dw_ih), np.ascontiguousarray(dw_hh)
-            return *matrices, db[: len(dw_ih)].copy(), db[of_h:].copy()
 
-        def in_order(y: np.ndarray, letters: str) -> np.ndarray:
+        def in_order(matrix: np.ndarray, bias: np.ndarray, letters: str) -> list[np.ndarray]:
+            if Hp == H and letters == design.gates:
+                return [np.ascontiguousarray(matrix), bias[: len(matrix)].copy()]
             starts = [letters.index(letter) * Hp for letter in design.gates]
-            return np.concatenate([y[s : s + H] for s in starts])
+            return [np.concatenate([y[s : s + H] for s in starts]) for y in (matrix, bias)]
 
-        return (
-            in_order(dw_ih, design.x_gates),
-            in_order(dw_hh, design.h_gates),
-            in_order(db, design.x_gates),
-            in_order(db[of_h:], design.h_gates),
-        )
+        w_ih, b_ih = in_order(dw_ih, db, design.x_gates)
+        w_hh, b_hh = in_order(dw_hh, db[of_h:], design.h_gates)
+        return w_ih, w_hh, b_ih, b_hh
 
 
 @functools.lru_cache

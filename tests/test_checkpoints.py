@@ -13,7 +13,7 @@ from strategies import dtypes, net_cases
 
 import fastbptt as fb
 from fastbptt import checkpoints
-from fastbptt.trace import Trace
+from fastbptt.trace import Trace, run
 
 
 @settings(deadline=None, max_examples=150)
@@ -152,3 +152,17 @@ def test_one_segment_has_its_trace_at_a_time(monkeypatch):
     monkeypatch.setattr(checkpoints, "Trace", noted)
     trace.backward(lambda t0, output: output)
     assert len(made) == 4
+
+
+def test_one_segment_is_run_forward_at_a_time(monkeypatch):
+    made = []
+
+    def noted(*given, **named):
+        assert not any(one() is not None for one in made)
+        passes = run(*given, **named)
+        made.extend(weakref.ref(one) for one in passes)
+        return passes
+
+    monkeypatch.setattr(checkpoints, "run", noted)
+    fb.LSTM(3, 5, 2, rng=0).trace(np.ones((40, 2, 3), np.float32), checkpoint=10)
+    assert len(made) == 8

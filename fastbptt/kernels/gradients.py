@@ -1,4 +1,4 @@
-"""The gradients of a layer's weights, from what a backward pass over some steps leaves (D4)."""
+"""The gradients of a layer's weights, from what a backward pass leaves (design.md D4)."""
 
 from typing import Any, NamedTuple
 

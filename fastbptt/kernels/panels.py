@@ -58,7 +58,7 @@ class Packed(NamedTuple):
 
     panels: Any  # `rows` that begin with the first panel, a panel apart
     K: int
-    back: int  # 1 if one row is to begin with the last panels: see `to_and_fro`
+    back: int  # 1 if few rows are to begin with the last panels: see `to_and_fro`
     apart: int  # 1 if slots are never multiplied as one matrix: see `slots.slots_apart`
 
 
@@ -76,7 +76,7 @@ def from_output(W, j):
 
 @kernel(part=True, inlined=True)
 def to_and_fro(W, back):
-    """W, which a product of one row is to read from its last panels on if `back` is 1.
+    """W, which a product of one row, or by low tiles, reads from its last panels on if `back` is 1.
 
     A loop over time that goes to and fro finds in L1 what the last step left there.
     """
@@ -182,7 +182,7 @@ def _back_low_tiles_matmul(A, M, W, N, S, C):
 
 @kernel(part=True)
 def _fetching_low_tiles_matmul(A, M, W, N, S, C, soon):
-    """The same, and fetch `soon` as `rows_matmul` says."""
+    """`_low_tiles_matmul`, which fetches `soon` as `rows_matmul` says."""
     return _low_tiles(A, M, W, N, S, C, soon, True, False)
 
 
@@ -191,9 +191,9 @@ def _low_tiles(A, M, W, N, S, C, soon, fetching, back):
     """All of these; `fetching` and `back` are known where this is compiled."""
     K, panel, ahead = W.K, VECTORS * lanes_of(A), shifted(A, 0, 0)
     across = (_WIDE2 if M == 2 else _WIDE3) * panel
-    n = until = begun = run = 0
-    whole = N // across * across
-    for i in range(0, whole, across):
+    i = n = until = begun = run = 0
+    whole = N & -across  # a power of two: a division at each product would be felt
+    while i < whole:
         j = whole - across - i if back else i
         w = from_output(W, j).panels
         r = 0
@@ -218,6 +218,7 @@ def _low_tiles(A, M, W, N, S, C, soon, fetching, back):
             else:
                 _wide3(a, w, K, s, c, w)
             r += height
+        i += across
     return whole
 
 

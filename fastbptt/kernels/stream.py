@@ -32,9 +32,9 @@ LONGEST = 64  # steps between two orthonormalisations, at most
 # to 0.99 of the time.  Panel by panel, so that the curves of one run beside the next one's product,
 # streams of eight probes and 64 or 128 units took 1.05, of one probe 1.15.
 _ROWS_NEAR, _W_NEAR = 16 << 10, 256 << 10
-# And above which they go through that block to and fro, for L1 to hold a part of W_hh: one probe
-# and 256 units take 0.97 to 0.99 of the time on Zen 3, and took 0.91 to 0.96 on Zen 5.  Over blocks
-# of an LSTM of 256 units, 1 MB, it was 1.06.
+# And above which low tiles go through that block to and fro, for L1 to hold a part of W_hh: one
+# probe and 256 units take 0.97 to 1.01 of the time on Zen 3, and took 0.91 to 0.96 on Zen 5.  Over
+# blocks of an LSTM of 256 units, 1 MB, it was 1.06.
 _TO_AND_FRO = 128 << 10
 BLOCKS = 128  # blocks of exponents kept for the standard error; when full, pairs are merged
 
