@@ -57,6 +57,8 @@ def pytest_configure(config: Any) -> None:
     config.addinivalue_line("markers", "long: a minute or several; left out without --long")
     # one that Ctrl-C or a failure ended has no time, and to say so as an error would hide which
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
+    if not config.getoption("--quick"):  # CI has all that is measured, other machines may not
+        config.addinivalue_line("filterwarnings", "default:.*is installed and left out")
     # pytest-xdist's own lines say what its workers do
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         return

@@ -8,6 +8,7 @@ import signal
 import statistics
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -33,6 +34,10 @@ import fastbptt as fb
 
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
+
+
+class NotThere(ImportError):
+    """A peer is installed, and cannot be imported."""
 
 
 class Pace(NamedTuple):
@@ -139,6 +144,8 @@ def _serve(connection: Connection, threads: int) -> None:
                 call, case = ready[library]
                 once, busy = turn(call, *rest, case.long)
                 connection.send((once / case.T, busy))
+        except ImportError as error:
+            connection.send(NotThere(str(error)))
         except Exception:
             connection.send(traceback.format_exc())
 
@@ -167,6 +174,8 @@ class Fleet:
         connection = self._workers[key][1]
         connection.send((library, *rest))
         answer = connection.recv()
+        if isinstance(answer, NotThere):
+            raise answer
         if isinstance(answer, str):
             raise RuntimeError(f"{library} with {threads} threads:\n{answer}")
         return answer
@@ -248,8 +257,12 @@ def compare(
             continue
         for n in numbers_of_threads(case, library, peer_threads):
             name = f"{library} ({n})"
+            try:
+                errors[name] = fleet.prepare(library, n, case)
+            except NotThere as error:
+                warnings.warn(f"{library} is installed and left out: {error}", stacklevel=2)
+                break
             rivals[name] = library, n
-            errors[name] = fleet.prepare(library, n, case)
 
     call, beside = setup(case, data), {name: make(case, data) for name, make in own.items()}
     turns: list[float] = []

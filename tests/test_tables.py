@@ -381,27 +381,53 @@ def test_the_parts_of_a_run_are_of_one_state(table, written, readme, monkeypatch
     assert "old" in readme.read_text()
 
 
+class Benchmark:
+    """What a comparison needs of pytest-benchmark."""
+
+    enabled = False
+
+    def __init__(self):
+        self.extra_info = {}
+
+    @staticmethod
+    def pedantic(call, rounds):
+        return call()
+
+
+def test_a_peer_that_cannot_be_imported_is_left_out_and_named(table, tmp_path, monkeypatch):
+    import cases
+    import peers
+    import timing
+
+    (tmp_path / "lyapynov.py").write_text("import a_part_that_is_missing")
+    monkeypatch.syspath_prepend(tmp_path)
+    some = {name: peers.PEERS["stream"][name] for name in ("fastbptt", "lyapynov", "numpy")}
+    monkeypatch.setattr(timing, "libraries", lambda case: some)
+    case, fleet, benchmark = cases.Case("stream", 8, 1, 3, 8, 2), timing.Fleet(), Benchmark()
+    pace = timing.Pace(1, most=1, turn=0)
+    try:
+        with pytest.warns(UserWarning, match="^lyapynov .* left out: No module .*a_part"):
+            timing.compare(benchmark, fleet, case, 1, [1], pace, {})
+    finally:
+        fleet.close()
+    assert list(benchmark.extra_info["seconds"]) == ["fastbptt", "numpy (1)"]
+
+
 def test_what_a_bench_notes_makes_a_row(table, results, written, monkeypatch):
     import cases
     import peers
     import timing
 
-    class Benchmark:
-        enabled, extra_info = False, {}
-
-        @staticmethod
-        def pedantic(call, rounds):
-            return call()
-
     both = {name: peers.PEERS["train"][name] for name in ("fastbptt", "numpy")}
     monkeypatch.setattr(timing, "libraries", lambda case: both)
     case, fleet = cases.Case("train", 4, 2, 3, 8, cell="lstm"), timing.Fleet()
+    benchmark = Benchmark()
     own = {"call": peers.one_step(peers.fastbptt_train)}
     try:
-        timing.compare(Benchmark, fleet, case, 1, [1], timing.Pace(2, most=2, turn=0), own)
+        timing.compare(benchmark, fleet, case, 1, [1], timing.Pace(2, most=2, turn=0), own)
     finally:
         fleet.close()
-    info = Benchmark.extra_info
+    info = benchmark.extra_info
     for name in ("torch (1)", "jax (1)"):
         info["seconds"][name] = info["seconds"]["numpy (1)"]
     text = table.text(results.read([written(info), written(info)]), None)

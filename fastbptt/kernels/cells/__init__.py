@@ -44,7 +44,10 @@ class Design(NamedTuple):
     x_gates: str  # the gates of the slots 0 .. x-1
     h_gates: str  # the gates of the slots first .. last-1
     has_c: bool  # whether the state is (h, c)
-    kept: str  # what the columns of `a` hold after a step, "" if the adjoint does without
+    # What the columns of `a` hold after a step, "" if the adjoint does without.  To make the gates
+    # again, by one product for a chunk of steps, would take 30 and 300 us a step of an LSTM with 32
+    # sequences of 64 and 256 units; to keep them takes 1.9 of 40 and 12 of 333 us (Zen 3).
+    kept: str
 
 
 class Memory(NamedTuple):
