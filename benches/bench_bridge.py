@@ -3,7 +3,7 @@
 import pytest
 from cases import CASES, PEER_THREADS, THREADS
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("case", CASES["bridge"], ids=lambda case: case.name)

@@ -1,4 +1,4 @@
-"""Calls of one step and of ten, as an agent makes them that acts step by step."""
+"""Calls of one step and of ten: what a call costs, as one pays who goes step by step."""
 
 import pytest
 from cases import CASES, PEER_THREADS

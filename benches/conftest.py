@@ -1,4 +1,5 @@
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -44,6 +45,20 @@ class Progress:
             self._bar.close()
 
 
+class Left:
+    """The benches that have not passed, by name: a comparison that fails has noted nothing."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.names = [item.name for item in session.items]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" and report.passed:
+            self.names.remove(report.nodeid.split("::")[-1])
+
+
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--quick", action="store_true", help="check the numbers; judge no time")
     parser.addoption("--long", action="store_true", help="also 10^7 steps, some minutes each")
@@ -59,6 +74,7 @@ def pytest_configure(config: Any) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     if not config.getoption("--quick"):  # CI has all that is measured, other machines may not
         config.addinivalue_line("filterwarnings", "default:.*is installed and left out")
+    config.pluginmanager.register(Left(), "left")
     # pytest-xdist's own lines say what its workers do
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         return
@@ -110,6 +126,21 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     written = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     written.add_argument("--benchmark-json")  # where to, which is no part of what was run
     machine_info["arguments"] = written.parse_known_args(given)[1]
+
+
+def pytest_benchmark_update_commit_info(config: Any, commit_info: dict[str, Any]) -> None:
+    """Whether code has changed: the tables and pictures of a run make the next one no other."""
+    command = ["git", "status", "--porcelain", "--untracked-files=no", "--", "."]
+    command += [":(exclude)*.md", ":(exclude)benches/pictures"]
+    known = subprocess.run(command, cwd=config.rootpath, capture_output=True, check=False)
+    if known.returncode == 0:
+        commit_info["dirty"] = bool(known.stdout)
+
+
+def pytest_benchmark_update_json(
+    config: Any, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    output_json["left"] = config.pluginmanager.getplugin("left").names
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ set-up, so that a process holds one of them.  Results, in this order: forward: t
 the gradients of `WEIGHTS` and of x; stream: the log-norm of P V (fastbptt) or of its first column.
 """
 
+import itertools
 import timeit
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,7 @@ Call = Callable[[], list[Any]]
 Setup = Callable[[Case, Inputs], Call]
 
 
+_RATE = 1e-8  # Adam's: by so much it changes a weight in a step
 _CHOICE = 0.1  # seconds of calls of each unroll that jax may have
 
 # f' from h, in the arrays of any library.
@@ -192,11 +194,14 @@ def bridge_train(case: Case, data: Inputs) -> Call:
     accelerate(net)
     x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
     wanted = [*(getattr(net, name) for name in WEIGHTS), x]
+    # other weights in each call, as after an optimiser's step: else none would be packed anew
+    given = net.bias_hh_l0.detach().clone()
+    biases = itertools.cycle([given, torch.nextafter(given, given + 1)])
 
     def call() -> list[Any]:
         torch.set_num_threads(fb.get_num_threads())
         with torch.no_grad():
-            net.bias_hh_l0.add_(0)  # as after an optimiser's step
+            net.bias_hh_l0.copy_(next(biases))
         return [y.numpy() for y in torch.autograd.grad(net(x)[0], wanted, dy)]
 
     return call
@@ -205,14 +210,15 @@ def bridge_train(case: Case, data: Inputs) -> Call:
 def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net: net) -> Call:
     """A whole step of training: the layer, swapped if wanted, a dense one, a loss, Adam.
 
-    The dense layer is the identity and the rate is 0, so that each step has the gradients of
-    `torch_train`.
+    The dense layer begins as the identity, so that the first step has the gradients of
+    `torch_train`; the rate changes weights by some ulps a step, as nothing is packed anew that is
+    as it was.
     """
     torch, net = _torch_net(case, data)
     swap(net)
     head = torch.nn.Linear(case.H, case.H, dtype=net.weight_hh_l0.dtype)
     torch.nn.init.eye_(head.weight)
-    optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=0.0)
+    optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=_RATE)
     x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
     wanted = [*(getattr(net, name) for name in WEIGHTS), x]
 
@@ -458,7 +464,7 @@ PEERS: dict[str, dict[str, Setup]] = {
         "torch": partial(torch_stream, every=8),
         "jax": partial(jax_stream, every=8),
         "jax QR each step": partial(jax_stream, every=1),
-        # about as seldom as we do, where the growth of the tangents allows it
+        # we do it after 14 to 64 steps, as the growth of the tangents allows
         "jax QR each 40": partial(jax_stream, every=40),
         "numpy": partial(numpy_stream, every=8),
         "lyapax": partial(lyapax_stream, every=8),

@@ -62,7 +62,7 @@ def limits_in(infos: list[Info]) -> dict[int, Info]:
 
 def _origin(report: dict[str, Any]) -> dict[str, Any]:
     """What the parts of a run have in common, and two runs that are compared."""
-    machine, commit = report["machine_info"], report["commit_info"]
+    machine, commit, _ = report["machine_info"], report["commit_info"], report["left"]
     cpu = [machine["cpu"].get(name) for name in ("brand_raw", "family", "model")]
     return {
         "the commit": commit["id"] + (", changed" if commit.get("dirty") else ""),
@@ -110,7 +110,7 @@ def read(files: list[pathlib.Path]) -> dict[str, Any]:
         "parts": [report["machine_info"]["arguments"] for report in reports],
         "limits": limits_in(infos),
         "infos": pooled(infos),
-        "failed": [entry["name"] for entry in entries if "task" not in entry["extra_info"]],
+        "failed": [name for report in reports for name in report["left"]],
     }
 
 
@@ -183,9 +183,9 @@ def share_of_limit(info: Info, curves: bool = True) -> float:
     return seconds / statistics.median(info["seconds"]["fastbptt"])
 
 
-def ratio_at_limit(info: Info, library: str = "") -> float:
+def ratio_at_limit(info: Info, library: str = "", curves: bool = True) -> float:
     """What the `ratio` would be if this row took no longer than its limit."""
-    return ratio(info, library) / share_of_limit(info)
+    return ratio(info, library) / share_of_limit(info, curves)
 
 
 def small_train(info: Info) -> bool:
@@ -197,9 +197,11 @@ def small_train(info: Info) -> bool:
 def sweep_bar(info: Info) -> bool | None:
     """1.5 x the best peer, or 85 % of the limit and never slower; more for one small sequence.
 
-    None where a peer that it asks for was not measured.
+    None where one of the strongest peers was not measured.
     """
-    asked = ("jax (", "torch") if small_train(info) else ("",)
+    asked = ["jax (", "torch"]
+    if info["task"] == "forward" and info["dtype"] == "float32":
+        asked.append("onnxruntime")
     if not all(best(info, library) for library in asked):
         return None
     share = max(share_of_peak(info), share_of_limit(info, curves=False))

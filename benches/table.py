@@ -137,7 +137,7 @@ def beside(infos: list[Info]) -> str:
     for kind, group in groups.items():
         values = [ratio(info) for info in group]
         won = sum(value >= 1 for value in values)
-        at_bar = sum(info not in missed for info in group)
+        at_bar = sum(sweep_bar(info) is True for info in group)
         counts = [f"{n} of {len(group)}" for n in (won, at_bar)]
         mean = statistics.geometric_mean(values)
         rows.append([*kind, *counts, f"{min(values):.2f}", f"{mean:.2f}"])
@@ -160,15 +160,15 @@ def sweeps(infos: list[Info]) -> str:
     if not rivalled:
         return "\n\n".join(parts)
     mean = statistics.geometric_mean(ratio(info) for info in rivalled)
-    most = statistics.geometric_mean(ratio_at_limit(info) for info in rivalled)
+    most = statistics.geometric_mean(ratio_at_limit(info, curves=False) for info in rivalled)
     parts.append(
         f"Geometric mean of these rows' ratios: {mean:.2f}, the bar: 3; with every row at "
-        f"its limit: {most:.2f}. The limit of a row: the FMA peak, or where that takes longer, "
-        "reading W_hh once a step from its cache; and the sigmoids and tanhs; each measured in "
-        "turn with the row. Limited by: the largest of these and its share of our time; "
-        "where the bar is missed, all that the time goes to - `call`: a call of one step, divided "
-        "by T; `rest`: operations of a step that wait for one another, and what no limit explains; "
-        "and what the ratio would be at the limit. "
+        f"its limit without curves: {most:.2f}. The limit of a row: the FMA peak, or where that "
+        "takes longer, reading W_hh once a step from its cache; and the sigmoids and tanhs, the "
+        "curves; each measured in turn with the row. Limited by: the largest of these and its "
+        "share of our time; where the bar is missed, all that the time goes to - `call`: a call "
+        "of one step, divided by T; `rest`: operations of a step that wait for one another, and "
+        "what no limit explains; and what the ratio would be at the limit. "
         "The bar: 1.5, or 85 % of peak or of the limit without curves, whose rate is our own "
         "code's, and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and 30 x "
         "torch."
@@ -285,8 +285,8 @@ def streams(infos: list[Info]) -> str:
         "forward pass alone at H = 256. At the limit: what the ratio to jax would be if a step "
         "were its multiply-adds at the FMA peak, or W_hh from its cache, and its tanhs at our own "
         "rate alone. jax, torch, numpy and lyapax with a QR every eighth step, lyapynov at each; "
-        "jax also with one every fortieth, about as seldom as here, where how the tangents grow "
-        "says when."
+        "jax also with one every fortieth; here, where how the tangents grow says when, it is after "
+        "14 to 64 steps."
     )
 
 
@@ -313,7 +313,10 @@ def calls(infos: list[Info]) -> str:
     head = ["task", "cell", "T", "µs a call", "best peer (threads): µs a call", "ratio (min–max)"]
     head += ["torch", "jax", "onnxruntime", "numpy"]
     B, I, H = (infos[0][name] for name in "BIH")
-    return f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread:\n\n{table(head, rows)}"
+    return (
+        f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread, from a state of zeros; of "
+        f"train, ours alone with new weights in each:\n\n{table(head, rows)}"
+    )
 
 
 def bridges(infos: list[Info]) -> str:
@@ -556,7 +559,7 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     parts += [memory(remembered)] if remembered else []
     parts += [starts(others)] if others else []
     if report["failed"]:
-        parts.append(f"Failed, and without a row: {', '.join(report['failed'])}.")
+        parts.append(f"Failed or not run, and without a row: {', '.join(report['failed'])}.")
     if again:
         parts.append(agreement(infos, again["infos"]))
     return "\n\n".join(parts)
@@ -567,8 +570,8 @@ def measure() -> dict[str, Any]:
     file = pathlib.Path(tempfile.mkdtemp(), "bench.json")
     command = [sys.executable, "-m", "pytest", "benches", "--long", "--full"]
     command.append(f"--benchmark-json={file}")
+    print(f"the suite's report: {file}", file=sys.stderr)  # Ctrl-C leaves what there is
     subprocess.run(command, check=False, cwd=HERE.parent)
-    print(f"the suite's report: {file}", file=sys.stderr)
     return read([file])
 
 
