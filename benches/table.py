@@ -285,8 +285,8 @@ def streams(infos: list[Info]) -> str:
         "forward pass alone at H = 256. At the limit: what the ratio to jax would be if a step "
         "were its multiply-adds at the FMA peak, or W_hh from its cache, and its tanhs at our own "
         "rate alone. jax, torch, numpy and lyapax with a QR every eighth step, lyapynov at each; "
-        "jax also with one every fortieth; here, where how the tangents grow says when, it is after "
-        "14 to 64 steps."
+        "jax also with one every fortieth; here, where how the tangents grow says when, it is "
+        "after 14 to 64 steps."
     )
 
 
