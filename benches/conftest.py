@@ -46,17 +46,17 @@ class Progress:
 
 
 class Left:
-    """The benches that have not passed, by name: a comparison that fails has noted nothing."""
+    """The benches that have not passed: a comparison that fails has noted nothing."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.names: dict[str, str] = {}  # by the nodes' ids
 
     def pytest_collection_finish(self, session: Any) -> None:
-        self.names = [item.name for item in session.items]
+        self.names = {item.nodeid: item.name for item in session.items}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when == "call" and report.passed:
-            self.names.remove(report.nodeid.split("::")[-1])
+            self.names.pop(report.nodeid, None)
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -74,10 +74,10 @@ def pytest_configure(config: Any) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     if not config.getoption("--quick"):  # CI has all that is measured, other machines may not
         config.addinivalue_line("filterwarnings", "default:.*is installed and left out")
-    config.pluginmanager.register(Left(), "left")
-    # pytest-xdist's own lines say what its workers do
+    # pytest-xdist's own lines say what its workers do, and nothing is noted then
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         return
+    config.pluginmanager.register(Left(), "left")
     uncaptured = config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled
     with uncaptured():
         watched = sys.stderr.isatty()
@@ -140,7 +140,7 @@ def pytest_benchmark_update_commit_info(config: Any, commit_info: dict[str, Any]
 def pytest_benchmark_update_json(
     config: Any, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
-    output_json["left"] = config.pluginmanager.getplugin("left").names
+    output_json["left"] = list(config.pluginmanager.getplugin("left").names.values())
 
 
 @pytest.fixture(scope="session")
