@@ -30,7 +30,10 @@ def peak() -> int:
 
     Linux hands its ru_maxrss down to the programs a process starts: it is that of pytest.
     """
-    if _STATUS.exists() and (most := re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text())):
+    if _STATUS.exists():
+        most = re.search(r"VmHWM:\s+(\d+)", _STATUS.read_text())
+        if not most:
+            raise RuntimeError(f"expected VmHWM in {_STATUS}: this system does not tell the peak")
         return 1024 * int(most[1])
     import resource
 

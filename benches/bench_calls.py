@@ -1,4 +1,4 @@
-"""Calls of one step and of ten: what a call costs, as one pays who goes step by step."""
+"""Calls of one step and of ten: what a call costs to whoever goes step by step."""
 
 import pytest
 from cases import CASES, PEER_THREADS

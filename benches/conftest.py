@@ -1,4 +1,5 @@
 import argparse
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -129,11 +130,11 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_benchmark_update_commit_info(config: Any, commit_info: dict[str, Any]) -> None:
-    """Whether code has changed: the tables and pictures of a run make the next one no other."""
+    """Whether code has changed: the tables and pictures that a run writes do not count."""
     command = ["git", "status", "--porcelain", "--untracked-files=no", "--", "."]
     command += [":(exclude)*.md", ":(exclude)benches/pictures"]
-    known = subprocess.run(command, cwd=config.rootpath, capture_output=True, check=False)
-    if known.returncode == 0:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
+        known = subprocess.run(command, cwd=config.rootpath, capture_output=True, check=True)
         commit_info["dirty"] = bool(known.stdout)
 
 

@@ -210,15 +210,16 @@ def bridge_train(case: Case, data: Inputs) -> Call:
 def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net: net) -> Call:
     """A whole step of training: the layer, swapped if wanted, a dense one, a loss, Adam.
 
-    The dense layer begins as the identity, so that the first step has the gradients of
-    `torch_train`; the rate changes weights by some ulps a step, as nothing is packed anew that is
-    as it was.
+    The dense layer is the identity and the rate tiny, of one sign and the other in turn, so that
+    each step has the gradients of `torch_train`, but for rounding, and weights other than the last
+    one's: unchanged ones would not be packed again.
     """
     torch, net = _torch_net(case, data)
     swap(net)
     head = torch.nn.Linear(case.H, case.H, dtype=net.weight_hh_l0.dtype)
     torch.nn.init.eye_(head.weight)
     optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=_RATE)
+    rates = itertools.cycle([_RATE, -_RATE])
     x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
     wanted = [*(getattr(net, name) for name in WEIGHTS), x]
 
@@ -226,6 +227,7 @@ def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net
         optimiser.zero_grad()
         x.grad = None
         (head(net(x)[0]) * dy).sum().backward()
+        optimiser.param_groups[0]["lr"] = next(rates)
         optimiser.step()
         return [y.grad.numpy() for y in wanted]
 

@@ -62,7 +62,7 @@ def limits_in(infos: list[Info]) -> dict[int, Info]:
 
 def _origin(report: dict[str, Any]) -> dict[str, Any]:
     """What the parts of a run have in common, and two runs that are compared."""
-    machine, commit, _ = report["machine_info"], report["commit_info"], report["left"]
+    machine, commit = report["machine_info"], report["commit_info"]
     cpu = [machine["cpu"].get(name) for name in ("brand_raw", "family", "model")]
     return {
         "the commit": commit["id"] + (", changed" if commit.get("dirty") else ""),
@@ -79,6 +79,8 @@ def _report(file: pathlib.Path) -> dict[str, Any]:
     try:
         report = json.loads(file.read_text())
         _origin(report)
+        if "left" not in report:
+            raise KeyError("left")
     except (ValueError, KeyError, TypeError) as error:
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file}: not what --benchmark-json writes here ({said})") from None
@@ -95,7 +97,7 @@ def expect_same(where: Any, here: dict[str, Any], first: dict[str, Any], other: 
 def read(files: list[pathlib.Path]) -> dict[str, Any]:
     """The reports of the parts of a run, as one: of one machine, and one state of the code.
 
-    A bench that failed has no row: it noted nothing.
+    A bench that failed in one part may have a row by another.
     """
     reports = [_report(file) for file in files]
     origin = _origin(reports[0])
@@ -103,6 +105,8 @@ def read(files: list[pathlib.Path]) -> dict[str, Any]:
         expect_same(file, _origin(report), origin, files[0])
     entries = [entry for report in reports for entry in report["benchmarks"]]
     infos = [entry["extra_info"] for entry in entries if "task" in entry["extra_info"]]
+    done = {entry["name"] for entry in entries if "task" in entry["extra_info"]}
+    left = [name for report in reports for name in report["left"]]
     return {
         "commit": reports[0]["commit_info"]["id"],
         "origin": origin,
@@ -110,7 +114,7 @@ def read(files: list[pathlib.Path]) -> dict[str, Any]:
         "parts": [report["machine_info"]["arguments"] for report in reports],
         "limits": limits_in(infos),
         "infos": pooled(infos),
-        "failed": [name for report in reports for name in report["left"]],
+        "failed": list(dict.fromkeys(name for name in left if name not in done)),
     }
 
 

@@ -9,6 +9,7 @@ is compared: do both say who is the fastest?
 
 import argparse
 import collections
+import contextlib
 import pathlib
 import shlex
 import statistics
@@ -285,13 +286,12 @@ def streams(infos: list[Info]) -> str:
         "forward pass alone at H = 256. At the limit: what the ratio to jax would be if a step "
         "were its multiply-adds at the FMA peak, or W_hh from its cache, and its tanhs at our own "
         "rate alone. jax, torch, numpy and lyapax with a QR every eighth step, lyapynov at each; "
-        "jax also with one every fortieth; here, where how the tangents grow says when, it is "
-        "after 14 to 64 steps."
+        "jax also with one every fortieth; here how the tangents grow says when."
     )
 
 
 def calls(infos: list[Info]) -> str:
-    rows = []
+    rows, others = [], ("onnxruntime", "numpy", "numba")
     for info in infos:
         peer = best(info)
         spread = ratios(info, peer) if peer else []
@@ -307,15 +307,15 @@ def calls(infos: list[Info]) -> str:
                 ours,
                 f"{peer}: {theirs}" if peer else "–",
                 f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})" if peer else "–",
-                *(against(info, name) for name in ("torch", "jax (", "onnxruntime", "numpy")),
+                *(against(info, name) for name in ("torch", "jax (", *others)),
             ]
         )
     head = ["task", "cell", "T", "µs a call", "best peer (threads): µs a call", "ratio (min–max)"]
-    head += ["torch", "jax", "onnxruntime", "numpy"]
+    head += ["torch", "jax", *others]
     B, I, H = (infos[0][name] for name in "BIH")
     return (
-        f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread, from a state of zeros; of "
-        f"train, ours alone with new weights in each:\n\n{table(head, rows)}"
+        f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread, from a state of zeros; in "
+        f"train only ours gets new weights at each call:\n\n{table(head, rows)}"
     )
 
 
@@ -570,8 +570,11 @@ def measure() -> dict[str, Any]:
     file = pathlib.Path(tempfile.mkdtemp(), "bench.json")
     command = [sys.executable, "-m", "pytest", "benches", "--long", "--full"]
     command.append(f"--benchmark-json={file}")
-    print(f"the suite's report: {file}", file=sys.stderr)  # Ctrl-C leaves what there is
-    subprocess.run(command, check=False, cwd=HERE.parent)
+    print(f"the suite's report: {file}", file=sys.stderr)
+    with subprocess.Popen(command, cwd=HERE.parent) as suite:
+        with contextlib.suppress(KeyboardInterrupt):  # which it hears, and writes what there is
+            suite.wait()
+        suite.wait()
     return read([file])
 
 

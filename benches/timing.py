@@ -33,6 +33,7 @@ from peers import (
 
 import fastbptt as fb
 
+MODULES = {"onnxruntime": ["onnxruntime", "onnx"]}  # of who needs another one than its own
 _WARM = 0.01  # seconds of untimed calls before timed ones: the others' threads stop to spin
 TURN = 0.02  # seconds of timed calls in a library's turn, at least one of them
 
@@ -130,7 +131,8 @@ def _serve(connection: Connection, threads: int) -> None:
     while (message := connection.recv()) is not None:
         library, *rest = message
         try:
-            importlib.import_module(library.split()[0])
+            for module in MODULES.get(library, [library.split()[0]]):
+                importlib.import_module(module)
         except Exception as error:  # a part may be missing, or of a version that does not fit
             connection.send(NotThere(f"{type(error).__name__}: {error}"))
             continue
@@ -180,7 +182,9 @@ class Fleet:
             connection.send((library, *rest))
             answer = connection.recv()
         except (EOFError, OSError):
-            del self._workers[key]  # the next row may have another
+            del self._workers[key]  # the next row has another, in which nothing is set up
+            for one in [one for one in self._ready if (one[0].split()[0], one[1]) == key]:
+                del self._ready[one]
             raise RuntimeError(f"{library} with {threads} threads: its process died") from None
         if isinstance(answer, NotThere):
             raise answer

@@ -116,7 +116,9 @@ class Network:
         weights = self.__dict__.get("weights")
         if weights is not None and name in weights.arrays:
             return weights.arrays[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         weights = self.__dict__.get("weights")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fastbptt import teams
+from fastbptt.network import Network
 
 BENCHES = pathlib.Path(__file__).parent.parent / "benches"
 MICRO = 1e-6
@@ -419,6 +420,66 @@ def test_a_peer_that_cannot_be_imported_is_left_out_and_named(table, tmp_path, m
     assert list(benchmark.extra_info["seconds"]) == ["fastbptt", "numpy (1)"]
 
 
+def test_after_a_process_that_died_another_is_set_up(table):
+    import cases
+    import timing
+
+    case, fleet = cases.Case("forward", 4, 2, 3, 8), timing.Fleet()
+    try:
+        fleet.prepare("numpy", 1, case)
+        fleet._workers["numpy", 1][0].kill()
+        fleet._workers["numpy", 1][0].join()
+        with pytest.raises(RuntimeError, match="numpy with 1 threads: its process died"):
+            fleet.time("numpy", 1, 0)
+        assert fleet.prepare("numpy", 1, case) < 1e-6
+        assert fleet.time("numpy", 1, 0)[0] > 0
+    finally:
+        fleet.close()
+
+
+def test_what_was_timed_is_checked(table, monkeypatch):
+    import cases
+    import peers
+    import timing
+
+    def wrong_later(case, data):
+        call, factors = peers.numpy_forward(case, data), iter([1, 1])
+        return lambda: [next(factors, 2) * y for y in call()]
+
+    some = {"fastbptt": wrong_later, "numpy": peers.numpy_forward}
+    monkeypatch.setitem(peers.PEERS, "forward", some)
+    monkeypatch.setattr(timing, "libraries", lambda case: some)
+    fleet = timing.Fleet()
+    given = Benchmark(), fleet, cases.Case("forward", 4, 2, 3, 8), 1, [1]
+    try:
+        timing.compare(*given, timing.Pace(0, most=0, turn=0), {})
+        with pytest.raises(AssertionError, match="relative error"):
+            timing.compare(*given, timing.Pace(2, most=2, turn=0), {})
+    finally:
+        fleet.close()
+
+
+def test_each_call_of_the_bridge_has_other_weights(table, monkeypatch):
+    import cases
+    import peers
+
+    loaded, load = [], Network.load_state_dict
+
+    def noted(net, mapping):
+        loaded.append(net)
+        load(net, mapping)
+
+    monkeypatch.setattr(Network, "load_state_dict", noted)
+    for task in ("bridge", "step"):
+        case = cases.Case(task, 4, 2, 3, 8, cell="lstm")
+        call = peers.PEERS[task]["fastbptt"](case, cases.inputs(case))
+        call()
+        loaded.clear()
+        for _ in range(3):
+            call()
+        assert len(loaded) == 3
+
+
 def test_what_a_bench_notes_makes_a_row(table, results, written, monkeypatch):
     import cases
     import peers
@@ -567,7 +628,7 @@ def test_calls_of_few_steps_have_a_table_of_their_own(table, results, written):
     (row,) = rows(text, "task")
     assert list(row.values()) == [
         *("train", "gru", "10", "20", "numpy (1): 40", "1.60 (1.50–2.00)"),
-        *("4.5", "–", "–", "1.6"),
+        *("4.5", "–", "–", "1.6", "–"),
     ]
     assert "Forward, 1 of 1 rows at their bar" in text
     assert "Train," not in text
@@ -652,6 +713,13 @@ def without(info, *libraries):
     return info | {"seconds": kept}
 
 
+def test_the_bar_of_a_forward_pass_asks_for_onnxruntime_where_it_has_the_dtype(results):
+    row = without(WON, "onnxruntime")
+    assert results.sweep_bar(WON) is True
+    assert results.sweep_bar(row) is None
+    assert results.sweep_bar(row | {"dtype": "float64"}) is True
+
+
 @pytest.mark.parametrize("left_out", [["jax"], ["torch"], ["jax", "torch", "onnxruntime"]])
 def test_a_peer_that_is_not_installed_has_no_figure(table, results, written, left_out):
     given = [without(info, *left_out) for info in (WON, SLOW, LOST)]
@@ -674,22 +742,24 @@ def test_the_bar_of_small_nets_asks_for_both_peers(results):
 
 
 def test_a_bench_that_failed_is_named(table, results, written):
-    text = table.text(results.read([written(WON, left=["test_1"]), written(LOST, {})]), None)
+    text = table.text(results.read([written(WON, left=["test_1"]), written({})]), None)
     assert "Failed or not run, and without a row: test_1." in text
+    # a part that has it, and one that has not
+    again = [written(WON, left=["test_1"]), written(WON, LOST), written(WON, left=["test_1"])]
+    assert results.read(again)["failed"] == []
     assert "Failed" not in table.text(results.read([written(WON)]), None)
 
 
 def test_a_run_names_what_failed_in_it(table, results, tmp_path):
     """By the suite itself: one bench passes, and one has a peer that cannot be imported."""
     (tmp_path / "torch.py").write_text("raise OSError('torn')")
-    file, files = (
-        tmp_path / "run.json",
-        [BENCHES / f"bench_{name}.py" for name in ("start", "calls")],
-    )
+    file = tmp_path / "run.json"
+    files = [BENCHES / "bench_start.py", BENCHES / "bench_calls.py"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quick", *files]
     command += ["-k", "import or (forward and gru and T10)", f"--benchmark-json={file}"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
+    own = {name: y for name, y in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = own | {"PYTHONPATH": path}
     run = subprocess.run(
         command, cwd=BENCHES.parent, env=environment, capture_output=True, text=True, check=False
     )
