@@ -160,12 +160,14 @@ class LayerPass:
         # a `Memory`, which kernels take as a plain tuple
         memory = (self.x, self.h, self.c, working[0], self._kept, halves)
         span = (t0, t1, b0, b1)
-        if members == 1:
+        if members == 1:  # `together` says the same by four more calls
             forward(cell, memory, starts, span, _ALONE)
         else:
-            together(
-                lambda _, team: forward(cell, memory, starts, span, tuple(team)), members, True
-            )
+
+            def work(_: int, team: Team) -> None:
+                forward(cell, memory, starts, span, tuple(team))
+
+            together(work, members, by_units=True)
         if not self._kept:
             bring_back(chunk, working)
 
