@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 from cases import CASES, PEER_THREADS, THREADS
 
-pytestmark = pytest.mark.skipif(not find_spec("torch"), reason="torch is not installed")
+pytestmark = pytest.mark.skipif(not find_spec("torch"), reason="issue 3: torch is not installed")
 
 
 @pytest.mark.parametrize("case", CASES["bridge"], ids=lambda case: case.name)

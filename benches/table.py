@@ -82,20 +82,25 @@ def against(info: Info, library: str) -> str:
     return f"{ratio(info, library):.3g}" if best(info, library) else "–"
 
 
+def rival(info: Info, steps: int = 1) -> list[str]:
+    """The fastest peer with its time for so many steps, and the ratio with its spread."""
+    peer = best(info)
+    if not peer:
+        return ["–", "–"]
+    spread, seconds = ratios(info, peer), [steps * each for each in info["seconds"][peer]]
+    return [
+        f"{peer}: {micro(seconds)}",
+        f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
+    ]
+
+
 def measured(info: Info) -> list[str]:
     """The columns that every comparison has."""
-    peer, rival = best(info), ["–", "–"]
-    if peer:
-        spread = ratios(info, peer)
-        rival = [
-            f"{peer}: {micro(info['seconds'][peer])}",
-            f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
-        ]
     return [
         micro(info["seconds"]["fastbptt"]),
         f"{gflops(info):.3g}",
         f"{share_of_peak(info):.0%}",
-        *rival,
+        *rival(info),
         against(info, "torch"),
         against(info, "jax ("),
     ]
@@ -293,20 +298,13 @@ def streams(infos: list[Info]) -> str:
 def calls(infos: list[Info]) -> str:
     rows, others = [], ("onnxruntime", "numpy", "numba")
     for info in infos:
-        peer = best(info)
-        spread = ratios(info, peer) if peer else []
-        ours, theirs = (
-            micro([info["T"] * each for each in info["seconds"][name]]) if name else "–"
-            for name in ("fastbptt", peer)
-        )
         rows.append(
             [
                 info["task"],
                 info["cell"],
                 str(info["T"]),
-                ours,
-                f"{peer}: {theirs}" if peer else "–",
-                f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})" if peer else "–",
+                micro([info["T"] * each for each in info["seconds"]["fastbptt"]]),
+                *rival(info, info["T"]),
                 *(against(info, name) for name in ("torch", "jax (", *others)),
             ]
         )

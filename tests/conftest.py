@@ -1,11 +1,14 @@
 """Hypothesis draws the same examples in every CI run: a red run must be red again."""
 
 import gc
+import json
 import os
 import signal
+import sys
 
 import pytest
 from hypothesis import settings
+from reports import BENCHES, report
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
@@ -25,3 +28,32 @@ def no_collector():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(scope="module")
+def table():
+    sys.path.insert(0, str(BENCHES))
+    import table
+
+    yield table
+    sys.path.remove(str(BENCHES))
+
+
+@pytest.fixture(scope="module")
+def results(table):
+    import results
+
+    return results
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A report -> its file."""
+    count = iter(range(99))
+
+    def write(*infos, **more):
+        file = tmp_path / f"{next(count)}.json"
+        file.write_text(json.dumps(report(*infos, **more)))
+        return file
+
+    return write

@@ -1,52 +1,23 @@
-"""The benches' tables and pictures, from a small report whose figures are worked out by hand.
-
-One thread's limits: 100 GFLOP/s, 100 GB/s from L1, 2 sigmoids or tanhs a nanosecond.  The caches
-are not those of the machine that runs the tests: L1 has room for 28 KB, L2 for 896.
-"""
+"""The benches' tables and pictures, from a small report whose figures are worked out by hand."""
 
 import copy
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
-import numpy as np
 import pytest
-
-from fastbptt import teams
-from fastbptt.network import Network
-
-BENCHES = pathlib.Path(__file__).parent.parent / "benches"
-MICRO = 1e-6
-
-
-@pytest.fixture(scope="module")
-def table():
-    sys.path.insert(0, str(BENCHES))
-    import table
-
-    yield table
-    sys.path.remove(str(BENCHES))
-
-
-@pytest.fixture(scope="module")
-def results(table):
-    import results
-
-    return results
-
-
-@pytest.fixture
-def limits(table, monkeypatch):
-    import limits
-
-    capacity = {"L1": 28 << 10, "L2": 896 << 10, "L3": 14 << 20}
-    assert capacity.keys() == limits.CAPACITY.keys()
-    monkeypatch.setattr(limits, "CAPACITY", capacity)
-    monkeypatch.setattr(teams, "_MEMBER_BYTES", 32 << 10)
-    monkeypatch.setattr(teams, "shareable", lambda Hp, dtype: Hp != 80)
-    return limits
+from reports import (
+    LIMITS,
+    LOST,
+    MICRO,
+    ONE,
+    SLOW,
+    START,
+    WON,
+    case,
+    given,
+    rows,
+    without,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,113 +25,6 @@ def pictures(table):
     import pictures
 
     return pictures
-
-
-def given(reading, gflops=100, gcurves=2):
-    """What the machine gave beside a case, in three rounds."""
-    limits = {"gflops": gflops, "gcurves": gcurves, "reading": reading}
-    return {name: [0.5 * value, value, 1.2 * value] for name, value in limits.items()}
-
-
-def case(task, shape, cell, seconds, **more):
-    """What `timing.compare` notes of a case: `seconds` in microseconds a step, three rounds."""
-    _, B, I, H = shape
-    if task == "forward":  # the bar asks for it
-        slow = [100 * s for s in seconds["fastbptt"]]
-        seconds = {"onnxruntime (1)": slow} | seconds
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
-    return {
-        "task": task,
-        **dict(zip("TBIH", shape, strict=True)),
-        "k": 0,
-        "nonlinearity": "tanh",
-        "dtype": "float32",
-        "cell": cell,
-        "kind": "tanh" if cell == "rnn" else cell,
-        "threads": 1,
-        "errors": {"fastbptt": 4e-7},
-        "seconds": {name: [s * MICRO for s in values] for name, values in seconds.items()},
-        "flops": {"forward": 2, "sizes": 2, "train": 6}[task] * B * gates * H * (I + H),
-        "limits": given(4 * gates * H**2 / 1e11),
-        "source": "L1",
-        "sharers": 1,
-        **more,
-    }
-
-
-LIMITS = {
-    "task": "limits 1",
-    "threads": 1,
-    "gbytes": {"L1": 100, "L2": 50, "L3": 25, "memory": 10},
-    "gflops": {"float32": 100, "float64": 50},
-    "gcurves": {"float32": 2, "float64": 1},
-    "sgemm": 90,
-}
-BATCH, ONE = (1000, 32, 64, 64), (1000, 1, 32, 64)
-WON = case(
-    "forward",
-    BATCH,
-    "rnn",
-    {
-        "fastbptt": [7, 8, 10],
-        "torch (1)": [40, 40, 40],
-        "torch (2)": [21, 16, 20],
-        "jax (1)": [24, 24, 24],
-        "call": [0.1, 0.1, 0.1],
-    },
-)
-SLOW = case(
-    "forward",
-    ONE,
-    "rnn",
-    {
-        "fastbptt": [0.4, 0.4, 0.4],
-        "torch (1)": [4, 4, 4],
-        "jax (1)": [0.5, 0.48, 0.6],
-        "call": [0.04, 0.04, 0.04],
-    },
-)
-LOST = case(
-    "train",
-    ONE,
-    "lstm",
-    {"fastbptt": [5, 5, 5], "torch (1)": [4, 4, 4], "jax (1)": [9, 9, 9], "call": [1, 1, 1]},
-    # 28 of 64 KB of W_hh from L1, the rest with 50 GB/s
-    limits=given(1.024 * MICRO),
-    source="L2",
-)
-START = {"task": "import", "seconds": {"fastbptt": [0.3, 0.24, 0.26], "numba": [0.2, 0.2, 0.2]}}
-
-
-def report(*infos, quick=False, commit="0123456789", dirty=False, cores=2, brand="Abacus", left=()):
-    """As pytest-benchmark writes it."""
-    machine = {"cpu": {"brand_raw": brand}, "cores": cores, "system": "Linux", "quick": quick}
-    machine |= {"processor": "", "python_version": "3", "versions": {"numba": "1.2"}}
-    machine |= {"arguments": ["benches", "-k", "not slow"]}
-    entries = [{"name": f"test_{n}", "extra_info": info} for n, info in enumerate(infos)]
-    origin = {"id": commit, "dirty": dirty}
-    whole = {"machine_info": machine, "commit_info": origin, "benchmarks": entries}
-    return whole | {"left": list(left)}
-
-
-@pytest.fixture
-def written(tmp_path):
-    """A report -> its file."""
-    count = iter(range(99))
-
-    def write(*infos, **more):
-        file = tmp_path / f"{next(count)}.json"
-        file.write_text(json.dumps(report(*infos, **more)))
-        return file
-
-    return write
-
-
-def rows(text, first):
-    """The rows of the table whose first column is called so, as dicts."""
-    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
-    head, _, *body = (line[2:-2].split(" | ") for line in lines)
-    return [dict(zip(head, line, strict=True)) for line in body]
 
 
 @pytest.fixture
@@ -265,61 +129,6 @@ def test_a_step_has_the_arithmetic_of_those_who_take_part_in_it(results):
     assert results.share_of_limit(row | {"sharers": 2}) == pytest.approx((0.06144 + 0.032) / 0.4)
 
 
-@pytest.mark.parametrize(
-    ("B", "H", "cell", "threads", "sharers", "size", "level", "below"),
-    [
-        (1, 64, "rnn", 1, 1, 16 << 10, "L1", ""),
-        (1, 64, "rnn", 2, 1, 16 << 10, "L1", ""),
-        (32, 64, "rnn", 2, 2, 16 << 10, "L1", ""),
-        (1, 64, "gru", 2, 1, 48 << 10, "L2", "L1"),
-        (1, 64, "lstm", 2, 2, 32 << 10, "L2", "L1"),
-        (1, 80, "lstm", 2, 1, 100 << 10, "L2", "L1"),
-        (1, 256, "rnn", 2, 2, 128 << 10, "L2", "L1"),
-        (1, 256, "rnn", 16, 8, 32 << 10, "L2", "L1"),
-        (2, 64, "rnn", 4, 2, 16 << 10, "L1", ""),
-        (2, 256, "lstm", 2, 2, 1 << 20, "L3", "L2"),
-        (1, 256, "lstm", 1, 1, 1 << 20, "L3", "L2"),
-        (64, 2048, "rnn", 2, 2, 16 << 20, "memory", "L3"),
-    ],
-)
-def test_who_reads_what_of_the_weights(limits, B, H, cell, threads, sharers, size, level, below):
-    import cases
-
-    one = cases.Case("forward", 100, B, 32, H, cell=cell)
-    assert limits.sharers(one, threads) == sharers
-    assert limits.source(one, threads) == (size, level, below)
-
-
-def test_the_seconds_of_reading(limits):
-    gbytes = {"L1": 100, "L2": 50}
-    assert limits.Source(16 << 10, "L1", "").seconds(gbytes) == pytest.approx(0.16384 * MICRO)
-    assert limits.Source(64 << 10, "L2", "L1").seconds(gbytes) == pytest.approx(1.024 * MICRO)
-
-
-def test_what_limits_a_case_is_measured_of_those_that_share_a_step(limits, monkeypatch):
-    import cases
-
-    monkeypatch.setattr(limits, "bandwidth", lambda size, n, _: {8: 100, 512: 50}[size >> 10] * n)
-    monkeypatch.setattr(limits, "LEVELS", {"L1": 8 << 10, "L2": 512 << 10})
-    monkeypatch.setattr(limits, "fma_peak", lambda dtype, threads, _: (dtype, threads))
-    monkeypatch.setattr(limits, "curve_rate", lambda dtype, threads, _: (dtype, threads))
-    monkeypatch.setattr(teams, "shareable", lambda Hp, dtype: False)
-    for B, sharers in ((1, 1), (2, 2)):
-        found = limits.of_case(cases.Case("forward", 100, B, 32, 64, cell="lstm"), 2)
-        assert found["gflops"] == ("float32", 2)
-        assert found["gcurves"] == ("float32", sharers)
-        assert found["reading"] == pytest.approx(1.024 * MICRO)
-
-
-def test_the_limits_of_this_machine_at_this_moment(table):
-    import cases
-    import limits
-
-    found = limits.of_case(cases.Case("forward", 100, 1, 32, 64, cell="lstm"), 2)
-    assert found.keys() == {"gflops", "gcurves", "reading"}
-    assert all(value > 0 for value in found.values())
-
-
 def test_the_mean_the_machine_and_the_commands(text):
     # of 2, 1.25 and 0.8; at the limits without curves of 3.05, 2.44 and 1.38
     assert "ratios: 1.26, the bar: 3; with every row at its limit without curves: 2.18. " in text
@@ -386,122 +195,6 @@ def test_the_parts_of_a_run_are_of_one_state(table, written, readme, monkeypatch
     said = "--again: the commit is fedcba9, of the first run it is 0123456789"
     assert said in capsys.readouterr().err
     assert "old" in readme.read_text()
-
-
-class Benchmark:
-    """What a comparison needs of pytest-benchmark."""
-
-    enabled = False
-
-    def __init__(self):
-        self.extra_info = {}
-
-    @staticmethod
-    def pedantic(call, rounds):
-        return call()
-
-
-def test_a_peer_that_cannot_be_imported_is_left_out_and_named(table, tmp_path, monkeypatch):
-    import cases
-    import peers
-    import timing
-
-    (tmp_path / "lyapynov.py").write_text("import a_part_that_is_missing")
-    monkeypatch.syspath_prepend(tmp_path)
-    some = {name: peers.PEERS["stream"][name] for name in ("fastbptt", "lyapynov", "numpy")}
-    monkeypatch.setattr(timing, "libraries", lambda case: some)
-    case, fleet, benchmark = cases.Case("stream", 8, 1, 3, 8, 2), timing.Fleet(), Benchmark()
-    pace = timing.Pace(1, most=1, turn=0)
-    try:
-        with pytest.warns(UserWarning, match="^lyapynov .* left out: ModuleNot.*a_part"):
-            timing.compare(benchmark, fleet, case, 1, [1], pace, {})
-    finally:
-        fleet.close()
-    assert list(benchmark.extra_info["seconds"]) == ["fastbptt", "numpy (1)"]
-
-
-def test_after_a_process_that_died_another_is_set_up(table):
-    import cases
-    import timing
-
-    case, fleet = cases.Case("forward", 4, 2, 3, 8), timing.Fleet()
-    try:
-        fleet.prepare("numpy", 1, case)
-        fleet._workers["numpy", 1][0].kill()
-        fleet._workers["numpy", 1][0].join()
-        with pytest.raises(RuntimeError, match="numpy with 1 threads: its process died"):
-            fleet.time("numpy", 1, 0)
-        assert fleet.prepare("numpy", 1, case) < 1e-6
-        assert fleet.time("numpy", 1, 0)[0] > 0
-    finally:
-        fleet.close()
-
-
-def test_what_was_timed_is_checked(table, monkeypatch):
-    import cases
-    import peers
-    import timing
-
-    def wrong_later(case, data):
-        call, factors = peers.numpy_forward(case, data), iter([1, 1])
-        return lambda: [next(factors, 2) * y for y in call()]
-
-    some = {"fastbptt": wrong_later, "numpy": peers.numpy_forward}
-    monkeypatch.setitem(peers.PEERS, "forward", some)
-    monkeypatch.setattr(timing, "libraries", lambda case: some)
-    fleet = timing.Fleet()
-    given = Benchmark(), fleet, cases.Case("forward", 4, 2, 3, 8), 1, [1]
-    try:
-        timing.compare(*given, timing.Pace(0, most=0, turn=0), {})
-        with pytest.raises(AssertionError, match="relative error"):
-            timing.compare(*given, timing.Pace(2, most=2, turn=0), {})
-    finally:
-        fleet.close()
-
-
-def test_each_call_of_the_bridge_has_other_weights(table, monkeypatch):
-    import cases
-    import peers
-
-    loaded, load = [], Network.load_state_dict
-
-    def noted(net, mapping):
-        loaded.append(net)
-        load(net, mapping)
-
-    monkeypatch.setattr(Network, "load_state_dict", noted)
-    for task in ("bridge", "step"):
-        case = cases.Case(task, 4, 2, 3, 8, cell="lstm")
-        call = peers.PEERS[task]["fastbptt"](case, cases.inputs(case))
-        call()
-        loaded.clear()
-        for _ in range(3):
-            call()
-        assert len(loaded) == 3
-
-
-def test_what_a_bench_notes_makes_a_row(table, results, written, monkeypatch):
-    import cases
-    import peers
-    import timing
-
-    both = {name: peers.PEERS["train"][name] for name in ("fastbptt", "numpy")}
-    monkeypatch.setattr(timing, "libraries", lambda case: both)
-    case, fleet = cases.Case("train", 4, 2, 3, 8, cell="lstm"), timing.Fleet()
-    benchmark = Benchmark()
-    own = {"call": peers.one_step(peers.fastbptt_train)}
-    try:
-        timing.compare(benchmark, fleet, case, 1, [1], timing.Pace(2, most=2, turn=0), own)
-    finally:
-        fleet.close()
-    info = benchmark.extra_info
-    for name in ("torch (1)", "jax (1)"):
-        info["seconds"][name] = info["seconds"]["numpy (1)"]
-    text = table.text(results.read([written(info), written(info)]), None)
-    (row,) = rows(text, "T, B, I, H")
-    assert row["best peer (threads): µs/step"].startswith("numpy (1): ")
-    assert "the median over the 4 rounds" in text
-    assert float(row["GFLOP/s"]) > 0
 
 
 def test_windows_with_a_bar_and_without(table, results, written):
@@ -601,25 +294,6 @@ def test_the_lines_of_a_picture(pictures):
     assert list(found) == ["fastbptt", "jax"]
 
 
-def test_no_relu_is_at_its_corner_but_for_rounding(table):
-    import cases
-
-    case = cases.Case("train", 40, 16, 8, 64, nonlinearity="relu")
-    plain = cases.inputs(case._replace(nonlinearity="tanh"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "_CORNER", 1e-4)  # some of so few units come as near
-        data = cases.inputs(case)
-    w_ih, w_hh, b_ih, b_hh = (y.astype(float) for y in data.weights.values())
-    for x, near in ((data.x, False), (plain.x, True)):
-        h, least = np.zeros((16, 64)), np.inf
-        for t in range(40):
-            a = x[t] @ w_ih.T + b_ih + h @ w_hh.T + b_hh
-            h, least = np.maximum(a, 0), min(least, abs(a).min())
-        assert (least <= 1e-4) == near
-    np.testing.assert_array_equal(data.dy, plain.dy)
-    assert 0 < (data.x != plain.x).any(axis=2).mean() < 0.1
-
-
 def test_calls_of_few_steps_have_a_table_of_their_own(table, results, written):
     seconds = {"fastbptt": [2, 2.5, 2], "torch (2)": [9, 9, 9], "numpy (1)": [3, 4, 4]}
     one = case("train", (10, 1, 32, 64), "gru", seconds)
@@ -707,12 +381,6 @@ def test_what_full_measures_beside_the_usual_rows(table, results, written):
     assert [row["cell"] for row in missed] == ["relu"]
 
 
-def without(info, *libraries):
-    """A row for which a library was not installed."""
-    kept = {name: s for name, s in info["seconds"].items() if name.split(" (")[0] not in libraries}
-    return info | {"seconds": kept}
-
-
 def test_the_bar_of_a_forward_pass_asks_for_onnxruntime_where_it_has_the_dtype(results):
     row = without(WON, "onnxruntime")
     assert results.sweep_bar(WON) is True
@@ -748,25 +416,6 @@ def test_a_bench_that_failed_is_named(table, results, written):
     again = [written(WON, left=["test_1"]), written(WON, LOST), written(WON, left=["test_1"])]
     assert results.read(again)["failed"] == []
     assert "Failed" not in table.text(results.read([written(WON)]), None)
-
-
-def test_a_run_names_what_failed_in_it(table, results, tmp_path):
-    """By the suite itself: one bench passes, and one has a peer that cannot be imported."""
-    (tmp_path / "torch.py").write_text("raise OSError('torn')")
-    file = tmp_path / "run.json"
-    files = [BENCHES / "bench_start.py", BENCHES / "bench_calls.py"]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quick", *files]
-    command += ["-k", "import or (forward and gru and T10)", f"--benchmark-json={file}"]
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    own = {name: y for name, y in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = own | {"PYTHONPATH": path}
-    run = subprocess.run(
-        command, cwd=BENCHES.parent, env=environment, capture_output=True, text=True, check=False
-    )
-    assert "torch is installed and left out: OSError: torn" in run.stdout
-    report = results.read([file])
-    assert report["failed"] == ["test_call[forward-gru-float32-T10-B1-I32-H64]"]
-    assert "`import fastbptt`" in table.text(report, None)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"benchmarks": []}', None])
