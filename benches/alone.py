@@ -20,6 +20,7 @@ from peers import PEERS, numpy_forward, numpy_train
 import fastbptt as fb
 
 SEGMENT = 8192  # steps of a chunk, and from one checkpoint to the next
+SEGMENTS = SEGMENT, 250_000  # from one checkpoint to the next, where memory is compared with time
 WINDOW = 1000  # steps that truncated BPTT goes back over
 _SHORT = 1000  # steps of a call that is not long
 _STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
@@ -123,7 +124,7 @@ def sequence(task: str, T: int, H: int) -> dict[str, Any]:
     }
 
 
-def checkpoints(T: int) -> dict[str, Any]:
+def checkpoints(T: int, segment: int) -> dict[str, Any]:
     """The memory that a train call over checkpoints takes above x and d_output."""
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
@@ -131,7 +132,7 @@ def checkpoints(T: int) -> dict[str, Any]:
     net.trace(x[:100], checkpoint=50).backward(dy[:100])
 
     def train() -> None:
-        net.trace(x, checkpoint=SEGMENT).backward(dy, input_gradient=False)
+        net.trace(x, checkpoint=segment).backward(dy, input_gradient=False)
 
     return {"growth_bytes": grown(train)[0]}
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from alone import SEGMENT, WINDOW, alone, truncated
+from alone import SEGMENTS, WINDOW, alone, truncated
 from cases import TOLERANCE
 from timing import pinned
 
@@ -29,9 +29,12 @@ def by_turns(rounds, calls):
     return seconds
 
 
-def test_checkpoints(benchmark, rounds, request):
+@pytest.mark.parametrize("segment", SEGMENTS)
+def test_checkpoints(segment, benchmark, rounds, request):
+    """Short segments take least memory, few long ones least time: the last is not run again."""
     quick = request.config.getoption("--quick")
     T = 20_000 if quick else 1_000_000
+    segment = segment * T // 1_000_000 if segment > T else segment
     rng, net = np.random.default_rng(0), fb.RNN(32, 64, rng=0)
     x, dy = (rng.standard_normal((T, 1, n), np.float32) for n in (32, 64))
 
@@ -39,15 +42,19 @@ def test_checkpoints(benchmark, rounds, request):
         return net.trace(x, checkpoint=checkpoint).backward(dy, input_gradient=False)
 
     with pinned(1):
-        growth = alone("checkpoints", T=T)["growth_bytes"]
-        calls = {"checkpoints": lambda: train(SEGMENT), "whole": lambda: train(None)}
+        growth = alone("checkpoints", T=T, segment=segment)["growth_bytes"]
+        calls = {"checkpoints": lambda: train(segment), "whole": lambda: train(None)}
         seconds = by_turns(rounds, calls)
-        grads = benchmark.pedantic(train, (SEGMENT,), rounds=1)
+        grads = benchmark.pedantic(train, (segment,), rounds=1)
         wanted = train(None)
     for name, y in grads.params.items():
         assert np.abs(y - wanted.params[name]).max() < 1e-4 * np.abs(y).max()
     benchmark.extra_info.update(
-        task="checkpoints", T=T, segment=SEGMENT, seconds=seconds, growth_bytes=growth
+        task=f"checkpoints {segment}",
+        T=T,
+        segment=segment,
+        seconds=seconds,
+        growth_bytes=growth,
     )
 
 

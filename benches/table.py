@@ -394,8 +394,7 @@ def compared(seconds: Info, name: str, other: str) -> tuple[float, str]:
 def lengthy(infos: dict[str, Info]) -> list[list[str]]:
     """Rows of what long sequences cost."""
     rows = []
-    if "checkpoints" in infos:
-        info = infos["checkpoints"]
+    for info in [info for task, info in infos.items() if task.startswith("checkpoints ")]:
         median, text = compared(info["seconds"], "checkpoints", "whole")
         growth = info["growth_bytes"] / 1e6
         what = (

@@ -17,8 +17,9 @@ SegmentLoss = Callable[[int, np.ndarray], Any]
 class CheckpointedTrace:
     """A forward pass of which the state after every so many steps is kept; made by `net.trace`.
 
-    It has no `output`: with a large T that is most of what a trace holds.  `backward` gives each
-    segment's to a function of yours, and `net(x)` all of it.
+    Of the last segment all is kept that a first `backward` needs.  It has no `output`: with a large
+    T that is most of what a trace holds.  `backward` gives each segment's to a function of yours,
+    and `net(x)` all of it.
 
     Attributes
     ----------
@@ -45,13 +46,15 @@ class CheckpointedTrace:
         whole = len(weights.layers), B, weights.hidden_size
         self._shape = layout.state_shape(*whole)
         self._spans = [(t0, min(t0 + steps, T)) for t0 in range(0, max(T, 1), steps)]
-        self._begin = []  # the state that each segment begins with
-        for span in self._spans:
-            self._begin.append(state)
+        self._begin = [state]  # the state that each segment begins with
+        for span in self._spans[:-1]:
             ends = [one.end() for one in run(weights, *self._segment(span), state, keep=False)]
-            self.state = as_state(ends, layout)
-            parts = self.state if weights.design.has_c else (self.state,)
-            state = tuple(np.reshape(part, whole) for part in parts)
+            end = as_state(ends, layout)
+            state = tuple(np.reshape(y, whole) for y in (end if weights.design.has_c else (end,)))
+            self._begin.append(state)
+        # `backward` begins with it: it is not run again, if need not be
+        self._last: Trace | None = Trace(weights, *self._segment(self._spans[-1]), state, layout)
+        self.state = self._last.state
 
     def __getattr__(self, name: str) -> NoReturn:
         """What a trace has and this one has not is told; `hasattr` says False."""
@@ -100,9 +103,10 @@ class CheckpointedTrace:
 
         Notes
         -----
-        Time: a forward pass more than without checkpoints.  Memory above x and the results: one
-        state a segment, and the trace of one (Griewank 1992, Optim. Methods Softw. 1, 35-54, with
-        one level of checkpoints).
+        Time: a forward pass more than without checkpoints, but for the last segment, whose trace is
+        kept until the first `backward`: of four segments three quarters of one.  Memory above x and
+        the results: one state a segment, and the trace of one (Griewank 1992, Optim. Methods Softw.
+        1, 35-54, with one level of checkpoints).
 
         Examples
         --------
@@ -123,9 +127,10 @@ class CheckpointedTrace:
             given = layout.time_major(checks.shaped(d_output, "d_output", dtype, shape))
         dx = np.empty(layout.shape(T, B, I), dtype) if input_gradient else None
         sums = {name: np.zeros(y.shape) for name, y in weights.arrays.items()}
+        trace, self._last = self._last, None
         for span, begin in zip(self._spans[::-1], self._begin[::-1], strict=True):
             t0, t1 = span
-            trace = Trace(weights, *self._segment(span), begin, layout)
+            trace = trace or Trace(weights, *self._segment(span), begin, layout)
             dy = layout.as_given(given[t0:t1]) if given is not None else None
             if callable(d_output):
                 dy = d_output(t0, trace.output)
@@ -135,5 +140,6 @@ class CheckpointedTrace:
             if dx is not None and one.x is not None:
                 layout.time_major(dx)[t0:t1] = layout.time_major(one.x)
             d_state = one.state
-            del trace, dy, one  # before the next segment has its own
+            trace = None  # before the next segment has its own
+            del dy, one
         return Gradients({name: y.astype(dtype) for name, y in sums.items()}, dx, d_state)

@@ -150,11 +150,16 @@ def test_one_segment_has_its_trace_at_a_time(monkeypatch):
         return one
 
     monkeypatch.setattr(checkpoints, "Trace", noted)
-    trace.backward(lambda t0, output: output)
+    wanted = trace.backward(lambda t0, output: output)
+    assert len(made) == 3  # the last segment's there was
+    made.clear()
+    again = trace.backward(lambda t0, output: output)
     assert len(made) == 4
+    assert_array_equal(again.x, wanted.x)
 
 
 def test_one_segment_is_run_forward_at_a_time(monkeypatch):
+    """And the last one with its trace."""
     made = []
 
     def noted(*given, **named):
@@ -163,6 +168,24 @@ def test_one_segment_is_run_forward_at_a_time(monkeypatch):
         made.extend(weakref.ref(one) for one in passes)
         return passes
 
+    def last(*given):
+        assert not any(one() is not None for one in made)
+        return Trace(*given)
+
     monkeypatch.setattr(checkpoints, "run", noted)
+    monkeypatch.setattr(checkpoints, "Trace", last)
     fb.LSTM(3, 5, 2, rng=0).trace(np.ones((40, 2, 3), np.float32), checkpoint=10)
-    assert len(made) == 8
+    assert len(made) == 6
+
+
+def test_a_trace_whose_loss_failed_goes_back_again():
+    net, x = fb.GRU(3, 5, rng=0), np.ones((40, 2, 3), np.float32)
+    trace = net.trace(x, checkpoint=10)
+    wanted = net.trace(x, checkpoint=10).backward(lambda t0, output: output)
+
+    def fails(t0, output):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        trace.backward(fails)
+    assert_array_equal(trace.backward(lambda t0, output: output).x, wanted.x)
