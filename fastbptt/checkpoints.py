@@ -1,4 +1,4 @@
-"""BPTT that keeps one state in many, and runs each segment of time again when it goes back."""
+"""BPTT that keeps one state in many, and runs the segments of time again when it goes back."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -7,7 +7,7 @@ import numpy as np
 
 from . import checks
 from .sequences import Sequences, sequences_of
-from .trace import Gradients, Layout, Trace, as_state, run
+from .trace import Gradients, Layout, Trace, run
 from .weights import Weights
 
 # dL/d output of one segment, from its first step and its output
@@ -49,10 +49,9 @@ class CheckpointedTrace:
         self._begin = [state]  # the state that each segment begins with
         for span in self._spans[:-1]:
             ends = [one.end() for one in run(weights, *self._segment(span), state, keep=False)]
-            end = as_state(ends, layout)
-            state = tuple(np.reshape(y, whole) for y in (end if weights.design.has_c else (end,)))
+            state = tuple(np.stack(part) for part in zip(*ends, strict=True))
             self._begin.append(state)
-        # `backward` begins with it: it is not run again, if need not be
+        # a first `backward` need not run it again
         self._last: Trace | None = Trace(weights, *self._segment(self._spans[-1]), state, layout)
         self.state = self._last.state
 
@@ -61,6 +60,10 @@ class CheckpointedTrace:
         has = f"{name!r} of {type(self).__name__}: expected one of backward, state"
         hint = "; make the trace without `checkpoint`" if hasattr(Trace, name) else ""
         raise AttributeError(has + hint, name=name, obj=self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies, which have no trace: of two that go back at once each would hold one more."""
+        return {**vars(self), "_last": None}
 
     def _segment(self, span: tuple[int, int]) -> tuple[np.ndarray, list[Sequences]]:
         """Its x, and how its sequences lie."""
@@ -78,7 +81,7 @@ class CheckpointedTrace:
         d_state: Any = None,
         input_gradient: bool = True,
     ) -> Gradients:
-        """Back-propagation through time, each segment's forward pass made anew.
+        """Back-propagation through time, with each segment's forward pass but the last made anew.
 
         Parameters
         ----------
@@ -130,7 +133,8 @@ class CheckpointedTrace:
         trace, self._last = self._last, None
         for span, begin in zip(self._spans[::-1], self._begin[::-1], strict=True):
             t0, t1 = span
-            trace = trace or Trace(weights, *self._segment(span), begin, layout)
+            if trace is None:
+                trace = Trace(weights, *self._segment(span), begin, layout)
             dy = layout.as_given(given[t0:t1]) if given is not None else None
             if callable(d_output):
                 dy = d_output(t0, trace.output)

@@ -249,6 +249,9 @@ def parameters(
         if name not in mapping:
             continue
         value = mapping[name]
+        if type(value) is np.ndarray and value.dtype == expected and value.shape == shapes[name]:
+            arrays[name] = value
+            continue
         try:
             value = arrays[name] = array(of_torch(value, name), name, expected)
         except TypeError as error:

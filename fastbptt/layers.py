@@ -10,9 +10,9 @@ import numpy as np
 
 from . import checks
 from .kernels.gradients import GRADIENT_ROWS, gradient_scratch
-from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
+from .kernels.memory import Pieces, aligned, arranged, bring_back, pieces, rows_of_call, taken
 from .kernels.simd import REGISTER_BYTES, VECTORS, lanes
-from .kernels.sweeps import CHUNK_ROWS, descend, forward
+from .kernels.sweeps import CHUNK_ROWS
 from .kernels.team import ALONE, Team
 from .sequences import Sequences
 from .teams import members_by_units, record, together
@@ -42,9 +42,9 @@ if REGISTER_BYTES != 32:
 
 
 @lru_cache
-def _chunk_steps(N: int, width: int, dtype: np.dtype) -> int:
+def _chunk_steps(sizes: Sizes, N: int) -> int:
     """Steps of a chunk of time: a function of the shape alone, so that sums keep their order."""
-    bytes_a_step = max(N, 1) * width * dtype.itemsize
+    bytes_a_step = max(N, 1) * sizes.wide * sizes.dtype.itemsize
     return max(1, -(-GRADIENT_ROWS // max(N, 1)), _CHUNK_BYTES // bytes_a_step)
 
 
@@ -58,36 +58,26 @@ class LayerGradients(NamedTuple):
 
 
 @lru_cache
-def _scratch(
-    sizes: Sizes,
-    dtype: np.dtype,
-    parts: int,
-    N: int,
-    T: int,
-    steps: int,
-    dense: bool,
-    threads: int,
-) -> Pieces:
+def _scratch(sizes: Sizes, N: int, T: int, steps: int, dense: bool, threads: int) -> Pieces:
     """Of dh, dc and da, and of what the `Sums` of each thread write to.
 
-    For a backward pass over N sequences of up to T steps, a state of so many parts, chunks of
-    `steps`.
+    For a backward pass over N sequences of up to T steps, in chunks of `steps`.
     """
     held = 1 if threads == 1 else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
     shapes = (
         state,
-        state if parts == 2 else (0, sizes.Hp),
+        state if sizes.parts == 2 else (0, sizes.Hp),
         (min(held * steps, T) * N, sizes.wide),
-        *(before, gradient_scratch(dtype), sizes.gradients.places[2][0]) * threads,
+        *(before, gradient_scratch(sizes.dtype), sizes.gradients.places[2][0]) * threads,
     )
-    return Pieces(dtype, shapes)
+    return arranged(sizes.dtype, shapes)
 
 
 @lru_cache
-def _chunk(rows: int, wide: int, dtype: np.dtype) -> Pieces:
+def _chunk(sizes: Sizes, rows: int) -> Pieces:
     """Of `a`, where a forward pass keeps a chunk alone."""
-    return Pieces(dtype, ((rows, wide),))
+    return arranged(sizes.dtype, ((rows, sizes.wide),))
 
 
 _ALONE = tuple(ALONE)
@@ -112,22 +102,25 @@ class LayerPass:
         state: tuple[np.ndarray | None, ...],
         keep: bool,
     ) -> None:
-        """From state (B,H) each, None for zeros."""
-        design, dtype, sizes = layer.design, layer.dtype, layer.sizes
-        N, S, T, Hp = sequences.N, sequences.S, sequences.longest, sizes.Hp
-        kept = keep and bool(design.kept)
+        """From state (B,H) each, None for zeros; x is read-only."""
+        sizes, N, S, T = layer.sizes, sequences.N, sequences.S, sequences.longest
+        Hp, dtype = sizes.Hp, sizes.dtype
+        kept = keep and layer.design.kept != ""
         h, c, a = rows_of_call((N + S, Hp), dtype), sizes.no_state, sizes.no_slots
         sequences.begin(state[0], h)
-        if design.has_c:
+        if sizes.parts == 2:
             c = rows_of_call((N + S if kept else 2 * N, Hp), dtype)
             sequences.begin(state[1], c)
         if kept:
             a = rows_of_call((S, sizes.wide), dtype)
-        self.layer, self.sequences, self.h, self.c = layer, sequences, h, c
-        self.x, self._a, self._kept = checks.read_only(x), a, kept
-        self._steps = _chunk_steps(N, sizes.wide, dtype)
+        self.layer, self.sequences, self.x, self.h, self.c = layer, sequences, x, h, c
+        self._a, self._kept, self._steps = a, kept, _chunk_steps(sizes, N)
+        if keep:
+            layer.pack()
 
-        cell, call = layer.cell, self._call_steps(layer, N, T)
+        cell, call = layer.cell, self._steps
+        if call < T:  # of fewer it need not be asked
+            call = self._call_steps(layer, N, T)
         for t0 in range(0, T, call):
             t1 = min(t0 + call, T)
             cost = sequences.rows(t0, t1) * sizes.work
@@ -152,20 +145,18 @@ class LayerPass:
         layer, sizes, starts = self.layer, self.layer.sizes, self.sequences.starts
         working = [self._a]
         if not self._kept:
-            chunk = _chunk(
-                max(1, CHUNK_ROWS // (b1 - b0)) * self.sequences.N, sizes.wide, layer.dtype
-            )
+            chunk = _chunk(sizes, max(1, CHUNK_ROWS // (b1 - b0)) * self.sequences.N)
             working = taken(chunk)
         halves = self._halves(layer) if members == 2 else sizes.no_slots
         # a `Memory`, which kernels take as a plain tuple
         memory = (self.x, self.h, self.c, working[0], self._kept, halves)
         span = (t0, t1, b0, b1)
         if members == 1:  # `together` says the same by four more calls
-            forward(cell, memory, starts, span, _ALONE)
+            sizes.forward.call(cell, memory, starts, span, _ALONE)
         else:
 
             def work(_: int, team: Team) -> None:
-                forward(cell, memory, starts, span, tuple(team))
+                sizes.forward.call(cell, memory, starts, span, tuple(team))
 
             together(work, members, by_units=True)
         if not self._kept:
@@ -173,8 +164,6 @@ class LayerPass:
 
     def _call_steps(self, layer: Layer, N: int, T: int, work: int = 1) -> int:
         """Steps of a call of a kernel that does `work` times what a forward pass does, for T."""
-        if self._steps >= T:
-            return self._steps
         H, Hp = layer.hidden_size, layer.sizes.Hp
         sharers = min(available(math.inf), max(N, 1))  # of one sequence a team may find it slow
         rows = max(_FEW, N / sharers)
@@ -221,11 +210,13 @@ class LayerPass:
         input_gradient: bool,
         per_step: bool,
     ) -> LayerGradients:
-        """BPTT from dy (S,Hp), whatever is in its padding, and d_state (B,H), zeros if None."""
-        layer, sequences, steps = self.layer, self.sequences, self._steps
-        sizes, dtype, parts = layer.sizes, layer.dtype, 1 + layer.design.has_c
+        """BPTT from dy (S,Hp), read-only, its padding unread, and d_state (B,H), zeros if None."""
+        layer, sequences, call = self.layer, self.sequences, self._steps
+        sizes, H = layer.sizes, layer.hidden_size
+        dtype, parts = sizes.dtype, sizes.parts
         N, S, T, starts = sequences.N, sequences.S, sequences.longest, sequences.starts
-        call = self._call_steps(layer, N, T, work=2)
+        if call < T:
+            call = self._call_steps(layer, N, T, work=2)
         # no later steps have more rows
         threads = available(sequences.rows(0, min(call, T)) * sizes.work)
         members, by_sequences = 0, 1
@@ -237,7 +228,7 @@ class LayerPass:
             threads = max(members, by_sequences)
         # of calls with as many steps again and again, or nearly, all but the first find it ready
         most = 1 << (T - 1).bit_length()
-        needed = _scratch(sizes, dtype, parts, N, most, steps, sequences.dense, threads)
+        needed = _scratch(sizes, N, most, self._steps, sequences.dense, threads)
         # brought back when this layer is done: nothing that is returned may look at it
         dh, dc, chunk, *scratch = working = taken(needed)
         sequences.ended(d_state[0], dh, dy)
@@ -248,22 +239,22 @@ class LayerPass:
         if per_step:
             step_h = rows_of_call((S, sizes.Hp), dtype)
             step_c = rows_of_call((S, sizes.Hp), dtype) if parts == 2 else step_c
-        gradients, H = pieces(sizes.gradients, zeros=True), layer.hidden_size
+        gradients = pieces(sizes.gradients, zeros=True)
         totals = (*gradients, layer.input_size, H)
         # a `Memory`, `Adjoints` and the `Sums` of each thread, as kernels take them
         memory = (self.x, self.h, self.c, self._a, self._kept, sizes.no_slots)
-        d = (checks.read_only(dy), dh, dc, chunk, dx, step_h, step_c)
-        sums = [(*totals, *scratch[3 * i : 3 * i + 3]) for i in range(threads)]
+        d = (dy, dh, dc, chunk, dx, step_h, step_c)
+        sums = [(*totals, *scratch[i : i + 3]) for i in range(0, 3 * threads, 3)]
         cell = layer.adjoint_cell
 
         def work(span: tuple[int, int, int], i: int, team: Team) -> None:
-            descend(cell, memory, d, sums[i], starts, span, tuple(team))
+            sizes.descend.call(cell, memory, d, sums[i], starts, span, tuple(team))
 
         for t1 in range(T, 0, -call):
             t0 = max(0, t1 - call)
-            span = (t0, t1, steps)
+            span = (t0, t1, self._steps)
             if threads == 1 or available(sequences.rows(t0, t1) * sizes.work) == 1:
-                descend(cell, memory, d, sums[0], starts, span, _ALONE)
+                sizes.descend.call(cell, memory, d, sums[0], starts, span, _ALONE)
                 continue
             turn = partial(work, span)
             if members:
@@ -289,6 +280,10 @@ class LayerPass:
         for slot in range(self.layer.design.slots.width):
             self._a[:, slot * Hp + H : (slot + 1) * Hp] = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the layer, which whoever keeps a pass has among its weights."""
+        return {name: value for name, value in vars(self).items() if name != "layer"}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, whose arrays may be written: kernels would be compiled for such an x anew."""
         vars(self).update(state)
@@ -307,7 +302,7 @@ class LayerPass:
     ) -> "LayerPass":
         """The pass that was `taken_apart`, from the next of its arrays or of copies of them."""
         whole = copy.copy(self)
-        whole.layer, whole.x = layer, checks.read_only(x)
+        whole.layer, whole.x = layer, x
         for name in _ARRAYS:
             if name not in vars(self):
                 setattr(whole, name, next(arrays))

@@ -256,8 +256,9 @@ class Network:
         checkpoint : int, optional
             Keep the state of every so many steps alone, and run what lies between again in
             `backward`: for sequences whose trace does not fit in memory.  About sqrt(T) keeps
-            least; some thousand steps or more cost no time beyond that of a forward pass.  The last
-            ones are not run again: where memory allows it a quarter or a third of T is faster.
+            least; some thousand steps or more cost no time beyond that of a forward pass.  What
+            lies behind the last of these states is not run again: where memory allows it, a quarter
+            or a third of T, rounded up, is faster.
 
         Returns
         -------
@@ -285,8 +286,9 @@ class Network:
         """The arguments of a call as a `Trace` takes them."""
         x, lengths, reset, begin, layout = self._given(x, state, lengths, reset)
         T, B, _ = x.shape
-        directions = (False, True) if self.bidirectional else (False,)
-        sequences = [sequences_of(T, B, lengths, reset, reverse) for reverse in directions]
+        sequences = [sequences_of(T, B, lengths, reset)]
+        if self.bidirectional:
+            sequences.append(sequences_of(T, B, lengths, reset, reverse=True))
         return x, sequences, begin, layout
 
     def _given(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Any, ...]:

@@ -58,18 +58,21 @@ def passes_over(
     sequences: list[Sequences],
     pass_of: Callable[[int, np.ndarray], LayerPass],
 ) -> list[LayerPass]:
-    """All passes over x (T,B,I), by pass_of(n, rows of what it reads); `sequences` one a direction.
+    """All passes over x (T,B,I), by pass_of(n, read-only rows); `sequences` one a direction.
 
     A layer alone reads the rows of the one below where they lie.
     """
     D = len(sequences)
-    passes = [pass_of(d, one.gather(x)) for d, one in enumerate(sequences)]
-    for first in range(D, layers, D):
-        if D == 1:
-            passes.append(pass_of(first, passes[-1].h[sequences[0].N :]))
+    passes: list[LayerPass] = []
+    for n in range(layers):
+        one = sequences[n % D]
+        if n and D == 1:
+            rows = checks.read_only(passes[-1].h[one.N :])
         else:
-            y = outputs(passes[-D:], *x.shape[:2])
-            passes += [pass_of(first + d, one.gather(y)) for d, one in enumerate(sequences)]
+            if n and n % D == 0:
+                x = outputs(passes[-D:], *x.shape[:2])
+            rows = one.gather(x)
+        passes.append(pass_of(n, rows))
     return passes
 
 
@@ -220,11 +223,11 @@ class Trace:
         D, H, dtype = len(self._sequences), weights.hidden_size, weights.dtype
         input_gradient = checks.flag(input_gradient, "input_gradient")
         per_step = checks.flag(per_step, "per_step")
-        layers = len(self._passes)
-        shape = layout.state_shape(layers, B, H)
-        d_states = checks.states(d_state, "d_state", weights.design.has_c, dtype, shape)
-        if d_states is not None:
-            d_states = tuple(part.reshape(layers, B, H) for part in d_states)
+        layers, d_states = len(self._passes), None
+        if d_state is not None:
+            shape = layout.state_shape(layers, B, H)
+            parts = checks.states(d_state, "d_state", weights.design.has_c, dtype, shape)
+            d_states = parts and tuple(part.reshape(layers, B, H) for part in parts)
         if d_output is None:
             # not broadcast: a copy of it on fresh pages would take a tenth of a train step
             dy = aligned((T, B, D * H), dtype)
@@ -236,7 +239,10 @@ class Trace:
         gradients: list[LayerGradients] = []  # of the last pass at first
         for n in range(layers - 1, -1, -1):
             one = self._passes[n]
-            rows = gradients[-1].x if D == 1 and gradients else self._rows(one, dy, n % D)
+            if D == 1 and gradients:
+                rows = checks.read_only(gradients[-1].x)
+            else:
+                rows = self._rows(one, dy, n % D)
             wanted_below = input_gradient or n >= D
             gradients.append(one.backward(rows, _of(d_states, n), wanted_below, per_step))
             if n % D == 0 and wanted_below and (D > 1 or n == 0):
@@ -253,13 +259,15 @@ class Trace:
 
     def _rows(self, one: LayerPass, dy: np.ndarray, direction: int) -> np.ndarray:
         """What of dy (T,B,D·H) belongs to one direction, as (S,Hp) with zeros in the padding."""
-        H, Hp = self._weights.hidden_size, one.h.shape[1]
-        rows = one.sequences.gather(dy[:, :, direction * H : (direction + 1) * H])
+        H, Hp = self._weights.hidden_size, one.layer.sizes.Hp
+        if len(self._sequences) > 1:
+            dy = dy[:, :, direction * H : (direction + 1) * H]
+        rows = one.sequences.gather(dy)
         if Hp == H:
             return rows
         wide = np.zeros((len(rows), Hp), rows.dtype)
         wide[:, :H] = rows
-        return wide
+        return checks.read_only(wide)
 
     def _d_input(self, passes: list[LayerPass], gradients: list[LayerGradients]) -> np.ndarray:
         """The gradient of what all directions of a layer read, (T,B,I)."""

@@ -8,16 +8,26 @@ from typing import Any
 import numpy as np
 
 from .kernels.cells import Design
-from .kernels.memory import Pieces, aligned, pieces, row_stride
-from .kernels.packing import order, pack_adjoint_cell, pack_cell
+from .kernels.jit import Entry
+from .kernels.memory import Pieces, aligned, arranged, pieces, row_stride
+from .kernels.packing import order, pack_cell
 from .kernels.panels import padded
 from .kernels.simd import VECTORS, lanes
+from .kernels.sweeps import descend, forward
+
+_PACKED_AHEAD = 1 << 20  # bytes that are packed for BPTT before it is known to come
 
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
     """What cell, dtype, I and H decide, found once: in a call of few steps that took a tenth."""
 
+    pack: Entry  # `pack_cell`,
+    forward: Entry  # `sweeps.forward`
+    descend: Entry  # and `sweeps.descend` for such cells
+
+    dtype: np.dtype
+    parts: int  # of a state: 2 with a c
     Ip: int
     Hp: int
     work: int  # multiply-adds of a sequence's step
@@ -25,28 +35,45 @@ class Sizes:
     order: tuple[Any, ...]  # an `Order`, as kernels take it
     cell: Pieces  # what `Layer.cell` packs,
     adjoint: Pieces  # what `Layer.adjoint_cell` does,
+    both: Pieces  # the two together,
     gradients: Pieces  # and dw_ih, dw_hh and db, by slots
+    as_named: bool  # whether those are the parameters' as they are, but for the columns of I
+    no_panels: tuple[np.ndarray, ...]  # of a cell that is not wanted
     no_state: np.ndarray  # (0,Hp),
     no_slots: np.ndarray  # and (0,wide): of what a pass does without
 
 
+@functools.cache
+def _entries(make: Callable[..., Any], dtype: np.dtype) -> tuple[Entry, Entry, Entry]:
+    """Of the cells that `make` makes: their type is what chooses a kernel's code."""
+    return Entry(pack_cell), Entry(forward), Entry(descend)
+
+
 @functools.lru_cache
-def sizes(design: Design, dtype: np.dtype, I: int, H: int) -> Sizes:
+def sizes(design: Design, make: Callable[..., Any], dtype: np.dtype, I: int, H: int) -> Sizes:
     """The `Sizes` of a layer."""
     slots, of_x, of_h = design.slots, len(design.x_gates), len(design.h_gates)
     Ip, Hp, panel = padded(I, dtype), padded(H, dtype), VECTORS * lanes(dtype)
     bias = slots.last * Hp
     whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
     wide = row_stride(slots.width * Hp, dtype)
+    cell = (of_x * Hp * I,), (of_h * Hp * H,), (bias,)
+    adjoint = (of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)
     return Sizes(
+        *_entries(make, dtype),
+        dtype,
+        1 + design.has_c,
         Ip,
         Hp,
         len(design.gates) * H * (I + H),
         wide,
         tuple(order(design)),
-        Pieces(dtype, ((of_x * Hp * I,), (of_h * Hp * H,), (bias,))),
-        Pieces(dtype, ((of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),))),
-        Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
+        arranged(dtype, cell),
+        arranged(dtype, adjoint),
+        arranged(dtype, cell + adjoint),
+        arranged(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
+        whole_H == H and design.gates == design.x_gates == design.h_gates and slots.first == 0,
+        (np.empty(0, dtype),) * 3,
         np.empty((0, Hp), dtype),
         np.empty((0, wide), dtype),
     )
@@ -82,32 +109,47 @@ class Layer:
     ) -> None:
         self.design, self.make = design, make
         self.dtype, self.hidden_size, self.input_size = w_ih.dtype, w_hh.shape[1], w_ih.shape[1]
-        self.sizes = sizes(design, self.dtype, self.input_size, self.hidden_size)
+        self.sizes = sizes(design, make, self.dtype, self.input_size, self.hidden_size)
         self.w_hh = w_hh
         biases = (_no_bias(self.dtype),) * 2 if bias_ih is None else (bias_ih, bias_hh)
         self._parameters = (w_ih, w_hh, *biases)
 
     @functools.cached_property
     def cell(self) -> Any:
-        """What a forward step reads; packed at the first use."""
-        return self._packed(pack_cell, self.sizes.cell)
+        """What a forward step reads; packed at the first use, or by `pack`."""
+        panels = tuple(pieces(self.sizes.cell))
+        self._pack(panels, self.sizes.no_panels)
+        return self.make(*panels)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
-        """What a backward step reads: W' for each product, zeros for the bias."""
-        return self._packed(pack_adjoint_cell, self.sizes.adjoint)
-
-    def _packed(self, pack: Callable[..., None], sizes: Pieces) -> Any:
-        panels = pieces(sizes)
-        pack(self._parameters, self.sizes.order, self.hidden_size, tuple(panels))
+        """What a backward step reads: W' for each product, zeros for the bias; as `cell`."""
+        panels = tuple(pieces(self.sizes.adjoint))
+        self._pack(self.sizes.no_panels, panels)
         return self.make(*panels)
+
+    def pack(self) -> None:
+        """Both, by one call, if neither is there: of a few units that takes as long as one."""
+        known, both = vars(self), self.sizes.both
+        if both.bytes <= _PACKED_AHEAD and "cell" not in known and "adjoint_cell" not in known:
+            panels = tuple(pieces(both))
+            cell, adjoint = panels[:3], panels[3:]
+            self._pack(cell, adjoint)
+            known["cell"], known["adjoint_cell"] = self.make(*cell), self.make(*adjoint)
+
+    def _pack(self, panels: tuple[Any, ...], adjoint: tuple[Any, ...]) -> None:
+        self.sizes.pack.call(self._parameters, self.sizes.order, self.hidden_size, panels, adjoint)
 
     def parameter_gradients(
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
-        design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
-        dw_ih, dw_hh, of_h = dw_ih[:, : self.input_size], dw_hh[:, :H], design.slots.first * Hp
+        design, I, H, Hp = self.design, self.input_size, self.hidden_size, self.sizes.Hp
+        if self.sizes.as_named:
+            if dw_ih.shape[1] > I:
+                dw_ih = np.ascontiguousarray(dw_ih[:, :I])
+            return dw_ih, dw_hh, db.copy(), db.copy()
+        dw_ih, dw_hh, of_h = dw_ih[:, :I], dw_hh[:, :H], design.slots.first * Hp
 
         def in_order(matrix: np.ndarray, bias: np.ndarray, letters: str) -> list[np.ndarray]:
             if Hp == H and letters == design.gates:

@@ -1,11 +1,20 @@
 """What calls share and what they leave alone: arrays given and returned, how sequences lie."""
 
+import copy
+import pickle
+
+import nets
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import typeof, types
 from numpy.testing import assert_array_equal
+from strategies import net_cases
 
 import fastbptt as fb
-from fastbptt import network, trace
+from fastbptt import network, threads, trace, weights
+from fastbptt.kernels.jit import Entry
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -46,3 +55,122 @@ def test_what_a_layer_gives_is_put_together_once(monkeypatch):
     monkeypatch.setattr(network, "outputs", noted)
     fb.RNN(3, 5, 3, bidirectional=True, rng=0)(np.ones((4, 2, 3), np.float32))
     assert made == [2, 2, 2]
+
+
+def known(given):
+    """What compiled code knows of a type: not whether an array may be written or is aligned."""
+    if isinstance(given, types.Array):
+        return given.dtype, given.ndim, given.layout
+    if isinstance(given, types.BaseTuple):
+        return getattr(given, "instance_class", tuple), *map(known, given)
+    return given
+
+
+class Watched(Entry):
+    """An entry that looks at the types in each call."""
+
+    __slots__ = ("calls", "types")
+
+    def __init__(self, kernel):
+        super().__init__(kernel)
+        self.calls, self.types, self.call = 0, None, self._watched
+
+    def _watched(self, *given):
+        self.calls, found = self.calls + 1, known(typeof(given))
+        self.types = self.types or found
+        assert self.types == found
+        self._kernel(*given)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """All entries there are after this."""
+    entries, of = {}, weights._entries.__wrapped__
+    monkeypatch.setattr(weights, "Entry", Watched)
+
+    def remembered(*key):
+        return entries.setdefault(key, None) or entries.update({key: of(*key)}) or entries[key]
+
+    monkeypatch.setattr(weights, "_entries", remembered)
+    monkeypatch.setattr(weights, "sizes", weights.sizes.__wrapped__)
+    before = fb.get_num_threads()
+    yield entries
+    fb.set_num_threads(before)
+
+
+def test_a_kernel_has_the_same_types_in_all_calls(watched, monkeypatch):
+    monkeypatch.setattr(threads, "_WORTH_SHARING", 100)
+
+    @settings(deadline=None, max_examples=150)
+    @given(
+        case=net_cases(least=0),
+        dtype=st.sampled_from(nets.DTYPES),
+        count=st.integers(1, 3),
+        strange=st.sampled_from([None, "read-only", "unaligned", "turned"]),
+        options=st.fixed_dictionaries({"input_gradient": st.booleans(), "per_step": st.booleans()}),
+        copied=st.sampled_from([None, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))]),
+    )
+    def every_call(case, dtype, count, strange, options, copied):
+        fb.set_num_threads(count)
+        net = nets.network(case, dtype)
+        x, dy = (as_strange(y.astype(dtype), strange) for y in (case.x, case.d_output))
+        state = nets.as_state(case.state, dtype)
+        net(x, state, case.lengths, case.reset)
+        one = net.trace(x, state, case.lengths, case.reset)
+        one = copied(one) if copied else one
+        one.backward(dy, nets.as_state(case.d_state, dtype), **options)
+        if not case.bidirectional:
+            checkpoints = net.trace(x, state, case.lengths, case.reset, checkpoint=2)
+            checkpoints.backward(dy)
+
+    every_call()
+    calls = [one.calls for entries in watched.values() for one in entries]
+    assert len(watched) > 8
+    assert sum(calls) > 10 * len(calls)
+
+
+def as_strange(y, how):
+    """y as users' arrays may lie."""
+    if how == "unaligned":
+        memory = np.empty(y.nbytes + 1, np.uint8)[1:]
+        other = memory.view(y.dtype).reshape(y.shape)
+        other[...] = y
+        return other
+    if how == "turned":
+        return np.ascontiguousarray(y.T).T
+    y.setflags(write=how is None)
+    return y
+
+
+@pytest.mark.parametrize("how", ["unaligned", "turned", "read-only"])
+def test_arrays_that_lie_otherwise_give_the_same_bits(how):
+    rng, net = np.random.default_rng(0), fb.GRU(3, 20, rng=0)
+    x, dy = (rng.normal(size=(9, 2, n)).astype(np.float32) for n in (3, 20))
+    wanted = net.trace(x).backward(dy)
+    signatures = [len(one._kernel.signatures) for one in entries_of(net)]
+    got = net.trace(as_strange(x, how)).backward(as_strange(dy, how))
+    assert [len(one._kernel.signatures) for one in entries_of(net)] == signatures
+    assert_array_equal(got.x, wanted.x)
+    for name, y in wanted.params.items():
+        assert_array_equal(got.params[name], y)
+
+
+def entries_of(net):
+    sizes = net.weights.layers[0].sizes
+    return sizes.pack, sizes.forward, sizes.descend
+
+
+def test_numba_looks_at_the_types_of_the_first_call_alone(monkeypatch):
+    net, x = fb.MGU(3, 5, rng=0), np.ones((4, 3), np.float32)
+    net.trace(x).backward()
+    for one in entries_of(net):
+        monkeypatch.setattr(one, "_kernel", None)
+    net = fb.MGU(3, 7, rng=0)
+    net.trace(x).backward()
+
+
+def test_a_pickle_of_a_trace_has_the_weights_once():
+    net = fb.RNN(64, 256, rng=0)
+    one = net.trace(np.ones((4, 64), np.float32))
+    one.backward()
+    assert len(pickle.dumps(one)) < 1.1 * sum(y.nbytes for y in net.state_dict().values())

@@ -141,7 +141,8 @@ def test_what_a_trace_with_checkpoints_has_not_is_told():
 
 def test_one_segment_has_its_trace_at_a_time(monkeypatch):
     net, x = fb.LSTM(3, 5, rng=0), np.ones((40, 2, 3), np.float32)
-    trace, made = net.trace(x, checkpoint=10), []
+    trace = net.trace(x, checkpoint=10)
+    made = [weakref.ref(trace._last)]
 
     def noted(*given):
         assert not any(one() is not None for one in made)
@@ -151,11 +152,21 @@ def test_one_segment_has_its_trace_at_a_time(monkeypatch):
 
     monkeypatch.setattr(checkpoints, "Trace", noted)
     wanted = trace.backward(lambda t0, output: output)
-    assert len(made) == 3  # the last segment's there was
+    assert len(made) == 4  # the last segment's there was
     made.clear()
     again = trace.backward(lambda t0, output: output)
     assert len(made) == 4
     assert_array_equal(again.x, wanted.x)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_has_no_trace(copied):
+    net, x = fb.LSTM(3, 5, rng=0), np.ones((40, 2, 3), np.float32)
+    trace = net.trace(x, checkpoint=10)
+    other = copied(trace)
+    assert other._last is None
+    wanted, got = (one.backward(lambda t0, output: output) for one in (trace, other))
+    assert_array_equal(got.x, wanted.x)
 
 
 def test_one_segment_is_run_forward_at_a_time(monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 import fastbptt as fb
 from fastbptt import layers, threads
 from fastbptt.kernels.cells import Adjoints
+from fastbptt.kernels.sweeps import descend, forward
 from fastbptt.spectral import sweeps, two_passes
 
 
@@ -67,13 +68,13 @@ def test_the_bits_do_not_depend_on_how_many_steps_a_call_or_a_meeting_has(
     rng = np.random.default_rng(0)
     net = getattr(fb, kind)(7, 20, rng=0)
     x, dy = (rng.normal(size=(1400, 3, n)).astype(np.float32) for n in (7, 20))
-    calls, descend = [], layers.descend
+    calls = []
 
     def noted(*given):
         calls.append((given[5], Adjoints(*given[2]).da.shape[0]))
         descend(*given)
 
-    monkeypatch.setattr(layers, "descend", noted)
+    monkeypatch.setattr(net.weights.layers[0].sizes.descend, "call", noted)
 
     def gradients():
         calls.clear()
@@ -316,15 +317,15 @@ def test_ctrl_c_leaves_within_a_second():
 
 def test_a_call_is_no_longer_with_threads_that_have_no_part_in_it(monkeypatch):
     """One sequence may have one thread, however many there are: Ctrl-C waits for its call."""
-    spans, forward = [], layers.forward
+    spans = []
 
     def noted(*given):
         spans.append(given[3][:2])
         forward(*given)
 
-    monkeypatch.setattr(layers, "forward", noted)
     monkeypatch.setattr(layers, "_CALL", 2e7)
     net = fb.RNN(3, 40, rng=0)
+    monkeypatch.setattr(net.weights.layers[0].sizes.forward, "call", noted)
     for B, least in ((1, 1), (3, 2)):
         x, counts = np.ones((9000, B, 3), np.float32), []
         for threads_ in (1, 16):

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit, types
+from numba import njit, typeof, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -209,6 +209,26 @@ def kernel(
         )
     flags = {**(_EXACT_FLAGS if exact else _FLAGS), "forceinline": inlined, "_nrt": allocates}
     return _Part(func, flags) if part else _numbas(func, flags, _PackageCache(func))
+
+
+class Entry:
+    """A kernel, called with arguments of the same types again and again.
+
+    To find out the types of arrays in tuples and to choose by them takes Numba 2 us of a forward
+    call and 4 of one of BPTT, several steps of 64 units: here it does so in the first `call` alone.
+    Who has an entry vouches for the types, as nobody looks at them any more; whether an array may
+    be written and whether its first element is aligned makes no difference to compiled code.
+    """
+
+    __slots__ = ("_kernel", "call")
+    call: Callable[..., None]
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel, self.call = kernel, self._first
+
+    def _first(self, *args: Any) -> None:
+        self.call = self._kernel.compile(tuple(typeof(arg) for arg in args))
+        self.call(*args)
 
 
 _implementations: dict[Callable[..., Any], dict[Any, Callable[..., Any]]] = {}

@@ -98,13 +98,27 @@ def pack_transposed(weights, gates, cuts, H, panels):
 
 
 @kernel
-def pack_cell(parameters, order, H, panels):
-    """What a step reads: panels of W_ih and W_hh, and of each slot the sum of its biases.
+def pack_cell(parameters, order, H, panels, adjoint):
+    """What a step reads (see `_pack_forward`), and a step back: W' for each product, zeros.
 
     `parameters` are W_ih (G·H,I), W_hh (G·H,H) and the biases (G·H,), none of them if they are 0;
-    `order` is a tuple of `Order`'s.
+    `order` is a tuple of `Order`'s.  Of `panels` and `adjoint`, three arrays each, those without
+    elements are not wanted.
     """
-    (w_ih, w_hh, bias_ih, bias_hh), how, (to_ih, to_hh, bias) = parameters, Order(*order), panels
+    (w_ih, w_hh, _, _), how = parameters, Order(*order)
+    if panels[0].size > 0:
+        _pack_forward(parameters, how, H, panels)
+    to_ih, to_hh, zeros = adjoint
+    if to_ih.size > 0:
+        pack_transposed(w_ih, how.x, how.whole, H, to_ih)
+        pack_transposed(w_hh, how.h, how.adjoint, H, to_hh)
+        zeros[:] = 0
+
+
+@kernel(part=True)
+def _pack_forward(parameters, how, H, panels):
+    """Panels of W_ih and W_hh, and of each slot the sum of its biases."""
+    (w_ih, w_hh, bias_ih, bias_hh), (to_ih, to_hh, bias) = parameters, panels
     pack(w_ih, how.x, how.whole, H, to_ih)
     pack(w_hh, how.h, how.forward, H, to_hh)
     width = lanes_of(bias)
@@ -117,12 +131,3 @@ def pack_cell(parameters, order, H, panels):
         for slot in range(how.h.size):
             for i in range(H):
                 bias[(how.first + slot) * Hp + i] += bias_hh[how.h[slot] * H + i]
-
-
-@kernel
-def pack_adjoint_cell(parameters, order, H, panels):
-    """What a step back reads, as `pack_cell`: W' for each product, and zeros for the biases."""
-    (w_ih, w_hh, _, _), how, (to_ih, to_hh, zeros) = parameters, Order(*order), panels
-    pack_transposed(w_ih, how.x, how.whole, H, to_ih)
-    pack_transposed(w_hh, how.h, how.adjoint, H, to_hh)
-    zeros[:] = 0
