@@ -92,8 +92,6 @@ class Sequences:
         else:
             flat = y.reshape(-1, F) if y.flags.c_contiguous else np.ascontiguousarray(y)
             rows = np.take(flat.reshape(-1, F), self._flat, axis=0)
-        if not rows.flags.aligned:
-            rows = rows.copy()
         rows.setflags(write=False)
         return rows
 

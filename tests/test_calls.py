@@ -58,7 +58,7 @@ def test_what_a_layer_gives_is_put_together_once(monkeypatch):
 
 
 def known(given):
-    """What compiled code knows of a type: not whether an array may be written or is aligned."""
+    """What compiled code knows of a type: not whether an array may be written."""
     if isinstance(given, types.Array):
         return given.dtype, given.ndim, given.layout
     if isinstance(given, types.BaseTuple):

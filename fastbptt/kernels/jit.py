@@ -217,7 +217,7 @@ class Entry:
     To find out the types of arrays in tuples and to choose by them takes Numba 2 us of a forward
     call and 4 of one of BPTT, several steps of 64 units: here it does so in the first `call` alone.
     Who has an entry vouches for the types, as nobody looks at them any more; whether an array may
-    be written and whether its first element is aligned makes no difference to compiled code.
+    be written makes no difference to compiled code.
     """
 
     __slots__ = ("_kernel", "call")
