@@ -1,6 +1,5 @@
 """A forward pass through all layers, and back-propagation through time over it."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 
 from . import checks
 from .kernels.memory import aligned
-from .layers import LayerGradients, LayerPass
+from .layers import LayerGradients, LayerPass, alike
 from .sequences import Sequences
 from .trace_chain import TraceChain
 from .weights import Weights
@@ -307,7 +306,7 @@ class Trace:
         Whoever has the arrays (PyTorch's graph, say, which frees or offloads them) can have the
         trace again, by `put_together`.
         """
-        shell = copy.copy(self)
+        shell = alike(self)
         vars(shell).pop("state", None)
         del shell.output
         passes = [one.taken_apart() for one in self._passes]
@@ -321,7 +320,7 @@ class Trace:
 
         x (T,B,I) is what it read, `weights` those of another pass that made the arrays again.
         """
-        whole, in_order = copy.copy(self), iter(arrays)
+        whole, in_order = alike(self), iter(arrays)
         whole._weights = own = weights or self._weights
         whole._passes = passes_over(
             x,

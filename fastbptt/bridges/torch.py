@@ -8,7 +8,7 @@ layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net
 
 import warnings
 import weakref
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from ..network import Network
 from .torch_autograd import INSTEAD, Layers, array, tensor, threads, transform_of
 from .torch_checks import of_one_dtype, of_rank, refusal, refusal_of, states_of
 
-# The net of each module and span of layers.  Beside the modules and not in them: neither pickled
-# nor copied with them.
-_nets: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, int], Network]] = (
-    weakref.WeakKeyDictionary()
-)
+# The net of each module and span of layers, and what it was made for.  Beside the modules and not
+# in them: neither pickled nor copied with them.
+_Nets: TypeAlias = dict[tuple[int, int], tuple[tuple[Any, ...], Network]]
+_nets: weakref.WeakKeyDictionary[torch.nn.Module, _Nets] = weakref.WeakKeyDictionary()
 
 
 def _node(module: torch.nn.RNNBase, x: Any, hx: Any) -> Any:
@@ -56,22 +55,26 @@ class _Recurrent(torch.nn.RNNBase):
         for layer in range(first, last):
             for names in self._all_weights[layer * D : (layer + 1) * D]:
                 for name in names:
-                    own = name.replace(f"_l{layer}", f"_l{layer - first}")
+                    own = name.replace(f"_l{layer}", f"_l{layer - first}") if first else name
                     arrays[own] = array(weights[name])
-        nets = _nets.setdefault(self, {})
-        net = nets.get((first, last))
-        options: dict[str, Any] = {"num_layers": last - first, "bias": self.bias}
-        options |= {"bidirectional": self.bidirectional, "dtype": arrays["weight_hh_l0"].dtype}
-        kind, _, nonlinearity = self.mode.partition("_")
-        if nonlinearity:  # not self.nonlinearity, which torch.nn does not read
-            options["nonlinearity"] = nonlinearity.lower()
         I, H = self.input_size if first == 0 else D * self.hidden_size, self.hidden_size
-        options |= {"input_size": I, "hidden_size": H}
-        if net is None or any(getattr(net, name) != y for name, y in options.items()):
-            make = getattr(networks, kind)
-            net = nets[first, last] = make(rng=0, **options)
+        one = arrays["weight_hh_l0"]
+        made_for = self.mode, I, H, last - first, self.bias, self.bidirectional, one.dtype
+        nets = _nets.setdefault(self, {})
+        known, net = nets.get((first, last), (None, None))
+        if net is None or known != made_for:
+            kind, _, nonlinearity = self.mode.partition("_")
+            # not self.nonlinearity, which torch.nn does not read
+            options: dict[str, Any] = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
+            options |= {"bias": self.bias, "bidirectional": self.bidirectional, "dtype": one.dtype}
+            net = getattr(networks, kind)(I, H, last - first, rng=0, **options)
+            nets[first, last] = made_for, net
         held = net.weights.arrays
-        if not all(np.array_equal(held[name], y) for name, y in arrays.items()):
+        # in a training all are others, as a row already says: to compare all takes as long as to
+        # copy them
+        if not np.array_equal(held["weight_hh_l0"][:1], one[:1]) or not all(
+            np.array_equal(held[name], y) for name, y in arrays.items()
+        ):
             net.load_state_dict(arrays)
         return net
 

@@ -26,7 +26,7 @@ INSTEAD = "use torch.nn's own layer, which fastbptt.bridges.torch.restore(model)
 
 def array(y: torch.Tensor) -> np.ndarray:
     """The tensor's memory as an array, a copy of what only a bit of the tensor makes negative."""
-    return y.detach().resolve_neg().numpy()
+    return y.numpy(force=True)
 
 
 def tensor(y: np.ndarray) -> torch.Tensor:
@@ -73,12 +73,13 @@ class Layers(torch.autograd.Function):
         """Run the net; what the pass back needs is saved."""
         parts = 1 + net.weights.design.has_c
         states = tuple(array(y) for y in tensors[:parts])
+        given = array(x)
         with threads(net, x):
-            trace = net.trace(array(x), states if parts > 1 else states[0], lengths)
+            trace = net.trace(given, states if parts > 1 else states[0], lengths)
         results = _results(trace)
         ctx.trace, kept = trace.taken_apart()
         ctx.net, ctx.parts, ctx.given, ctx.number = net, parts, len(tensors), next(_numbers)
-        ctx.kept = [(y.shape, y.dtype) for y in (array(x), *kept)]
+        ctx.kept = [(y.shape, y.dtype) for y in (given, *kept)]
         ctx.set_materialize_grads(False)
         # what was given as well, so that changes of it in place are noticed
         saved = (torch.from_numpy(y) for y in kept)
