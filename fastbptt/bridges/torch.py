@@ -10,19 +10,28 @@ import warnings
 import weakref
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import networks
 from ..loading import from_state_dict
 from ..network import Network
-from .torch_autograd import INSTEAD, Layers, array, tensor, threads, transform_of
+from .torch_autograd import (
+    INSTEAD,
+    Held,
+    Layers,
+    array,
+    as_state,
+    parts_of,
+    tensor,
+    threads,
+    transform_of,
+)
 from .torch_checks import of_one_dtype, of_rank, refusal, refusal_of, states_of
 
 # The net of each module and span of layers, and what it was made for.  Beside the modules and not
 # in them: neither pickled nor copied with them.
-_Nets: TypeAlias = dict[tuple[int, int], tuple[tuple[Any, ...], Network]]
+_Nets: TypeAlias = dict[tuple[int, int], tuple[tuple[Any, ...], Network, Held]]
 _nets: weakref.WeakKeyDictionary[torch.nn.Module, _Nets] = weakref.WeakKeyDictionary()
 
 
@@ -51,31 +60,29 @@ class _Recurrent(torch.nn.RNNBase):
         Their contents are compared: a version counter does not see what goes through `.data`.
         """
         D = 1 + self.bidirectional
-        arrays = {}
-        for layer in range(first, last):
-            for names in self._all_weights[layer * D : (layer + 1) * D]:
-                for name in names:
-                    own = name.replace(f"_l{layer}", f"_l{layer - first}") if first else name
-                    arrays[own] = array(weights[name])
+        own = {
+            name.replace(f"_l{layer}", f"_l{layer - first}") if first else name: weights[name]
+            for layer in range(first, last)
+            for names in self._all_weights[layer * D : (layer + 1) * D]
+            for name in names
+        }
         I, H = self.input_size if first == 0 else D * self.hidden_size, self.hidden_size
-        one = arrays["weight_hh_l0"]
-        made_for = self.mode, I, H, last - first, self.bias, self.bidirectional, one.dtype
+        dtype = own["weight_hh_l0"].dtype
+        made_for = self.mode, I, H, last - first, self.bias, self.bidirectional, dtype
         nets = _nets.setdefault(self, {})
-        known, net = nets.get((first, last), (None, None))
-        if net is None or known != made_for:
+        known, net, held = nets.get((first, last), (None, None, None))
+        if net is None or held is None or known != made_for:
             kind, _, nonlinearity = self.mode.partition("_")
             # not self.nonlinearity, which torch.nn does not read
             options: dict[str, Any] = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
-            options |= {"bias": self.bias, "bidirectional": self.bidirectional, "dtype": one.dtype}
+            options |= {"bias": self.bias, "bidirectional": self.bidirectional}
+            options |= {"dtype": array(own["weight_hh_l0"]).dtype}
             net = getattr(networks, kind)(I, H, last - first, rng=0, **options)
-            nets[first, last] = made_for, net
-        held = net.weights.arrays
-        # in a training all are others, as a row already says: to compare all takes as long as to
-        # copy them
-        if not np.array_equal(held["weight_hh_l0"][:1], one[:1]) or not all(
-            np.array_equal(held[name], y) for name, y in arrays.items()
-        ):
-            net.load_state_dict(arrays)
+            held = Held(net)
+        if not held.are(own):
+            net.load_state_dict({name: array(y) for name, y in own.items()})
+            held = Held(net)
+        nets[first, last] = made_for, net, held
         return net
 
     def _checked(self, y: torch.Tensor, name: str, weights: dict[str, torch.Tensor]) -> None:
@@ -155,8 +162,6 @@ class _Recurrent(torch.nn.RNNBase):
                 f"{x.size(2)}"
             )
         expected = (self.num_layers * (1 + self.bidirectional), B, self.hidden_size)
-        if not states:
-            states = (torch.zeros(expected, dtype=x.dtype, device=x.device),) * (1 + pair)
         for i, y in enumerate(states):
             which = f"hidden[{i}]" if pair else "hidden"
             self.check_hidden_size(y, expected, f"Expected {which} size {{}}, got {{}}")
@@ -187,18 +192,22 @@ class _Recurrent(torch.nn.RNNBase):
         ends: list[tuple[torch.Tensor, ...]] = []
         for first in range(L) if between else (0,):
             last = first + 1 if between else L
-            own = tuple(y[first * D : last * D] for y in states)
+            own = tuple(y[first * D : last * D] for y in states)  # none if they are zeros
             names = [n for group in self._all_weights[first * D : last * D] for n in group]
-            tensors = [*own, *(weights[name] for name in names)]
+            parameters = [weights[name] for name in names]
             net = self._net(first, last, weights)
-            if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *tensors)):
-                x, *end = Layers.apply(net, steps, x, *tensors)
+            if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *own, *parameters)):
+                if not own:
+                    shape = (last - first) * D, x.size(1), self.hidden_size
+                    zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
+                    own = (zeros,) * (1 + net.weights.design.has_c)
+                x, *end = Layers.apply(net, steps, x, *own, *parameters)
             else:
                 given = tuple(array(y) for y in own)
                 with threads(net, x):
-                    output, state = net(array(x), given if len(given) > 1 else given[0], steps)
+                    output, state = net(array(x), as_state(given), steps)
                 x = tensor(output)
-                end = [torch.from_numpy(y) for y in (state if len(given) > 1 else (state,))]
+                end = [torch.from_numpy(y) for y in parts_of(state)]
             ends.append(tuple(end))
             if last < L:
                 x = self._dropped(x, lengths)

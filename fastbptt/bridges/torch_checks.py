@@ -21,7 +21,7 @@ def refusal(module: torch.nn.RNNBase, weights: Mapping[str, torch.Tensor]) -> st
 
 def refusal_of(y: torch.Tensor) -> str | None:
     """Why it cannot read a tensor, None if it can."""
-    if y.device.type != "cpu":
+    if not y.is_cpu:
         return f"is on {y.device}; fastbptt computes on the CPU: use .cpu(), or torch.nn's layer"
     if y.dtype not in _DTYPES:
         return f"is of {y.dtype}; fastbptt computes in float32 and float64: use .float()"
