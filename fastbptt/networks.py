@@ -1,6 +1,5 @@
 """The recurrent networks, under torch.nn's names: one class a cell."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,23 @@ from .kernels import activations
 from .kernels.cells import Design, gru, lstm, mgu, rnn
 from .network import Network
 
-# made once: a net makes its cell anew for all new weights
-_PLAIN = {name: functools.partial(rnn.RNN, act=tag) for name, tag in activations.TAGS.items()}
+
+def tanh_cell(w_ih: np.ndarray, w_hh: np.ndarray, bias: np.ndarray) -> rnn.RNN:
+    """The cell of a plain net; a function, of which there is no copy: kernels are found by it."""
+    return rnn.RNN(w_ih, w_hh, bias, activations.TAGS["tanh"])
+
+
+def relu_cell(w_ih: np.ndarray, w_hh: np.ndarray, bias: np.ndarray) -> rnn.RNN:
+    """As `tanh_cell`."""
+    return rnn.RNN(w_ih, w_hh, bias, activations.TAGS["relu"])
+
+
+def sigmoid_cell(w_ih: np.ndarray, w_hh: np.ndarray, bias: np.ndarray) -> rnn.RNN:
+    """As `tanh_cell`."""
+    return rnn.RNN(w_ih, w_hh, bias, activations.TAGS["sigmoid"])
+
+
+_PLAIN = {"tanh": tanh_cell, "relu": relu_cell, "sigmoid": sigmoid_cell}
 
 
 class RNN(Network):

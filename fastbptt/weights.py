@@ -43,9 +43,9 @@ class Sizes:
     no_slots: np.ndarray  # and (0,wide): of what a pass does without
 
 
-@functools.cache
+@functools.lru_cache
 def _entries(make: Callable[..., Any], dtype: np.dtype) -> tuple[Entry, Entry, Entry]:
-    """Of the cells that `make` makes: their type is what chooses a kernel's code."""
+    """For the cells that `make` makes: their type is what chooses a kernel's code."""
     return Entry(pack_cell), Entry(forward), Entry(descend)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastbptt.bridges import torch as bridge
 from fastbptt.bridges.torch import GRU, LSTM, RNN
 from fastbptt.network import Network
 
@@ -68,6 +69,55 @@ def test_as_many_numbers_of_another_shape_are_told():
     module.weight_ih_l0 = torch.nn.Parameter(module.weight_ih_l0.detach().reshape(3, 5))
     with pytest.raises(ValueError, match=r"weight_ih_l0 has shape \(3, 5\), expected \(5, 3\)"):
         module(x)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor whose numbers lie in another one, as torch.distributed's do."""
+
+    @staticmethod
+    def __new__(cls, y):
+        return torch.Tensor._make_wrapper_subclass(cls, y.shape, dtype=y.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{func} of an Elsewhere")
+
+
+class Own(torch.nn.Parameter):
+    """A parameter of a class of the user's."""
+
+
+def test_tensors_of_other_classes():
+    module, x = RNN(3, 5), torch.ones(4, 2, 3)
+    wanted, _ = module(x)
+    module.weight_ih_l0 = Own(module.weight_ih_l0.detach())
+    assert torch.equal(module(x)[0], wanted)
+    changed(module.weight_ih_l0, 0.0)
+    assert not torch.equal(module(x)[0], wanted)
+    del module.weight_ih_l0
+    module.weight_ih_l0 = Elsewhere(torch.ones(5, 3))
+    with torch.no_grad(), pytest.raises((RuntimeError, NotImplementedError)):
+        module(x)
+
+
+def test_weights_that_were_taken_but_not_noted_are_taken_again(monkeypatch):
+    """Ctrl-C may come between the two, and another thread."""
+    module, x = RNN(3, 5), torch.ones(4, 2, 3)
+    wanted, _ = module(x)
+    before = module.weight_hh_l0.detach().clone()
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge, "Held", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            module(x)
+    with torch.no_grad():
+        module.weight_hh_l0.copy_(before)
+    assert torch.equal(module(x)[0], wanted)
+
+
+def interrupted(net):
+    raise KeyboardInterrupt
 
 
 def test_another_dtype_makes_another_net(loads):

@@ -21,8 +21,8 @@ from .torch_autograd import (
     Held,
     Layers,
     array,
-    as_state,
     parts_of,
+    state_of,
     tensor,
     threads,
     transform_of,
@@ -31,7 +31,7 @@ from .torch_checks import of_one_dtype, of_rank, refusal, refusal_of, states_of
 
 # The net of each module and span of layers, and what it was made for.  Beside the modules and not
 # in them: neither pickled nor copied with them.
-_Nets: TypeAlias = dict[tuple[int, int], tuple[tuple[Any, ...], Network, Held]]
+_Nets: TypeAlias = dict[tuple[int, int], tuple[tuple[Any, ...], Held]]
 _nets: weakref.WeakKeyDictionary[torch.nn.Module, _Nets] = weakref.WeakKeyDictionary()
 
 
@@ -70,19 +70,20 @@ class _Recurrent(torch.nn.RNNBase):
         dtype = own["weight_hh_l0"].dtype
         made_for = self.mode, I, H, last - first, self.bias, self.bidirectional, dtype
         nets = _nets.setdefault(self, {})
-        known, net, held = nets.get((first, last), (None, None, None))
-        if net is None or held is None or known != made_for:
+        known, held = nets.get((first, last), (None, None))
+        if held is not None and known == made_for:
+            if held.are(own):
+                return held.net
+            net = held.net
+        else:
             kind, _, nonlinearity = self.mode.partition("_")
             # not self.nonlinearity, which torch.nn does not read
             options: dict[str, Any] = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
             options |= {"bias": self.bias, "bidirectional": self.bidirectional}
             options |= {"dtype": array(own["weight_hh_l0"]).dtype}
             net = getattr(networks, kind)(I, H, last - first, rng=0, **options)
-            held = Held(net)
-        if not held.are(own):
-            net.load_state_dict({name: array(y) for name, y in own.items()})
-            held = Held(net)
-        nets[first, last] = made_for, net, held
+        net.load_state_dict({name: array(y) for name, y in own.items()})
+        nets[first, last] = made_for, Held(net)
         return net
 
     def _checked(self, y: torch.Tensor, name: str, weights: dict[str, torch.Tensor]) -> None:
@@ -192,7 +193,7 @@ class _Recurrent(torch.nn.RNNBase):
         ends: list[tuple[torch.Tensor, ...]] = []
         for first in range(L) if between else (0,):
             last = first + 1 if between else L
-            own = tuple(y[first * D : last * D] for y in states)  # none if they are zeros
+            own = tuple(y[first * D : last * D] for y in states)  # none if none were given
             names = [n for group in self._all_weights[first * D : last * D] for n in group]
             parameters = [weights[name] for name in names]
             net = self._net(first, last, weights)
@@ -205,7 +206,7 @@ class _Recurrent(torch.nn.RNNBase):
             else:
                 given = tuple(array(y) for y in own)
                 with threads(net, x):
-                    output, state = net(array(x), as_state(given), steps)
+                    output, state = net(array(x), state_of(given), steps)
                 x = tensor(output)
                 end = [torch.from_numpy(y) for y in parts_of(state)]
             ends.append(tuple(end))

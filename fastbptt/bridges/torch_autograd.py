@@ -20,9 +20,11 @@ from ..openmp import OpenMP
 from ..threads import num_threads
 from ..trace import Trace
 
+_PLAIN = torch.nn.Parameter, torch.Tensor
 _numbers = itertools.count()  # of passes: a checkpoint's second one has another
 _openmp = OpenMP.found()
-_memcmp = ctypes.CDLL("msvcrt" if os.name == "nt" else None).memcmp
+# With the GIL, so that no other thread gives a parameter other memory while this one is read.
+_memcmp = ctypes.PyDLL("msvcrt" if os.name == "nt" else None).memcmp
 _memcmp.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 # Multiply-adds, some 4 ms, of a call on threads of ours, which share the cores with torch's.
 _WORTH_SHARING = 5e8
@@ -41,16 +43,23 @@ class Held:
     """
 
     def __init__(self, net: Network) -> None:
-        """As they are now: whoever gives the net others makes another."""
+        self.net, self._weights = net, net.weights  # which keeps what lies at the addresses
         arrays = net.weights.arrays
-        self._arrays = arrays  # which must not go while their addresses are in use
         self._places = [(name, y.ctypes.data, y.nbytes, y.shape) for name, y in arrays.items()]
 
     def are(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether these are the same, of the net's dtype, under the net's names."""
+        """Whether the net still has them, and these, of its dtype, under its names, are the same.
+
+        Of a tensor of another class nobody knows where its numbers lie, if anywhere.
+        """
+        if self.net.weights is not self._weights:
+            return False
         for name, address, size, shape in self._places:
-            y = tensors[name].contiguous().resolve_neg()
-            if y.shape != shape or _memcmp(address, y.data_ptr(), size):
+            y = tensors[name]
+            if type(y) not in _PLAIN or y.shape != shape:
+                return False
+            y = y.contiguous().resolve_neg()  # which must not go while its address is in use
+            if _memcmp(address, y.data_ptr(), size):
                 return False
         return True
 
@@ -60,7 +69,7 @@ def tensor(y: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(y))
 
 
-def as_state(parts: tuple[Any, ...]) -> Any:
+def state_of(parts: tuple[Any, ...]) -> Any:
     """A state as nets take it, from its parts: None from none, of an LSTM both."""
     return parts if len(parts) > 1 else parts[0] if parts else None
 
@@ -111,7 +120,7 @@ class Layers(torch.autograd.Function):
         states = tuple(array(y) for y in tensors[:parts])
         given = array(x)
         with threads(net, x):
-            trace = net.trace(given, as_state(states), lengths)
+            trace = net.trace(given, state_of(states), lengths)
         results = _results(trace)
         ctx.trace, kept = trace.taken_apart()
         ctx.net, ctx.parts, ctx.given, ctx.number = net, parts, len(tensors), next(_numbers)
@@ -181,7 +190,7 @@ def _gradients(
     d_state: Any = None
     if any(y is not None for y in d_states):
         shapes = zip(d_states, tensors, strict=False)
-        d_state = as_state(
+        d_state = state_of(
             tuple(np.zeros_like(array(s)) if y is None else array(y) for y, s in shapes)
         )
     with threads(ctx.net, x):
