@@ -4,6 +4,7 @@ P(t,s) = J_t ... J_{s+1} takes the state after s steps to the state after t step
 """
 
 import abc
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 
 from . import checks, matrix_norms
 from .kernels import chain as kernels
-from .kernels.memory import aligned, arranged, pieces
+from .kernels.memory import Pieces, aligned, pieces
 
+_places = functools.lru_cache(Pieces)  # of blocks of rows: short calls are many
 _AT_ONCE = 1 << 20  # numbers of Jacobians whose norms are found in one go
 _COST = 2e9  # T N³ of a chain whose steps' norms are found exactly: some 2 s
 
@@ -255,7 +257,7 @@ class CompiledChain(Chain):
 
     def _work(self, now: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
         """`after` and `a` of a block of rows `now`, in one allocation: short calls are many."""
-        after, a = pieces(arranged(self.dtype, (now.shape, (len(now), wide))))
+        after, a = pieces(_places(self.dtype, (now.shape, (len(now), wide))))
         return after, a
 
     def _check(self, firsts: np.ndarray, count: int, rows: np.ndarray, forward: bool) -> None:

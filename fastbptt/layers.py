@@ -9,7 +9,7 @@ import numpy as np
 
 from . import checks
 from .kernels.gradients import GRADIENT_ROWS, gradient_scratch
-from .kernels.memory import Pieces, aligned, arranged, bring_back, pieces, rows_of_call, taken
+from .kernels.memory import Pieces, aligned, bring_back, pieces, rows_of_call, taken
 from .kernels.simd import REGISTER_BYTES, VECTORS, lanes
 from .kernels.sweeps import CHUNK_ROWS
 from .kernels.team import ALONE, Team
@@ -70,20 +70,20 @@ def _scratch(sizes: Sizes, N: int, T: int, steps: int, dense: bool, threads: int
         (min(held * steps, T) * N, sizes.wide),
         *(before, gradient_scratch(sizes.dtype), sizes.gradients.places[2][0]) * threads,
     )
-    return arranged(sizes.dtype, shapes)
+    return Pieces(sizes.dtype, shapes)
 
 
 @lru_cache
 def _chunk(sizes: Sizes, rows: int) -> Pieces:
     """Of `a`, where a forward pass keeps a chunk alone."""
-    return arranged(sizes.dtype, ((rows, sizes.wide),))
+    return Pieces(sizes.dtype, ((rows, sizes.wide),))
 
 
 _T = TypeVar("_T")
 
 
 def alike(one: _T) -> _T:
-    """One more with the same attributes, as `copy.copy` and its hooks make it in 4 us."""
+    """One more with the same attributes; `copy.copy` looks for hooks first, and calls them."""
     other = object.__new__(type(one))
     vars(other).update(vars(one))
     return other

@@ -9,7 +9,7 @@ import numpy as np
 
 from .kernels.cells import Design
 from .kernels.jit import Entry
-from .kernels.memory import Pieces, aligned, arranged, pieces, row_stride
+from .kernels.memory import Pieces, aligned, pieces, row_stride
 from .kernels.packing import order, pack_cell
 from .kernels.panels import padded
 from .kernels.simd import VECTORS, lanes
@@ -68,10 +68,10 @@ def sizes(design: Design, make: Callable[..., Any], dtype: np.dtype, I: int, H: 
         len(design.gates) * H * (I + H),
         wide,
         tuple(order(design)),
-        arranged(dtype, cell),
-        arranged(dtype, adjoint),
-        arranged(dtype, cell + adjoint),
-        arranged(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
+        Pieces(dtype, cell),
+        Pieces(dtype, adjoint),
+        Pieces(dtype, cell + adjoint),
+        Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
         whole_H == H and design.gates == design.x_gates == design.h_gates and slots.first == 0,
         (np.empty(0, dtype),) * 3,
         np.empty((0, Hp), dtype),

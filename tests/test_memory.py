@@ -90,7 +90,7 @@ def test_no_more_is_kept_than_is_said(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
     shapes = ((3, 5), (0, 7), SHAPE, (1,))
-    wanted = memory.arranged(dtype, shapes)
+    wanted = memory.Pieces(dtype, shapes)
     arrays = memory.pieces(wanted)
     assert [(one.shape, one.dtype) for one in arrays] == [(shape, dtype) for shape in shapes]
     assert all(one.ctypes.data % 64 == 0 for one in arrays if one.size)
@@ -111,7 +111,7 @@ def test_pieces_lie_apart_on_lines_and_each_keeps_all_of_them(dtype):
 
 
 def test_pieces_of_zeros_in_memory_that_is_used_again():
-    wanted = memory.arranged(np.float32, ((3, 5), SHAPE))
+    wanted = memory.Pieces(np.float32, ((3, 5), SHAPE))
     for _ in range(2):
         arrays = memory.pieces(wanted, zeros=True)
         assert not any(one.any() for one in arrays)
@@ -153,7 +153,7 @@ def test_calls_of_other_numbers_of_steps_find_work_memory_ready():
 
 
 def test_work_memory_is_one_call_s_at_a_time_and_goes_when_it_is_released():
-    wanted = memory.arranged(np.float32, ((3, 5), SHAPE))
+    wanted = memory.Pieces(np.float32, ((3, 5), SHAPE))
     first, second = (memory.taken(wanted) for _ in range(2))
     assert first[1].ctypes.data != second[1].ctypes.data
     memory.bring_back(wanted, first)
@@ -170,7 +170,7 @@ def test_work_memory_is_one_call_s_at_a_time_and_goes_when_it_is_released():
 def test_no_more_work_memory_is_kept_than_is_said(monkeypatch):
     monkeypatch.setattr(memory, "_MOST_SPARE", 4 * SHAPE[0] * SHAPE[1])
     for rows in range(SHAPE[0] - 30, SHAPE[0] + 9):  # up to 300 of them are few enough
-        wanted = memory.arranged(np.float32, ((rows, SHAPE[1]),))
+        wanted = memory.Pieces(np.float32, ((rows, SHAPE[1]),))
         memory.bring_back(wanted, memory.taken(wanted))
     kept = [wanted.places[0][0][0] for wanted in memory._spare]
     assert kept == [SHAPE[0] - n for n in reversed(range(memory._SPARE_SETS))]

@@ -4,7 +4,6 @@ What the allocator gives back to the system comes again page by page, each fille
 B = 1, H = 64 that was a third of a train step.
 """
 
-import functools
 import math
 import weakref
 from ctypes import addressof, c_char
@@ -121,9 +120,12 @@ def row_stride(elements: int, dtype: np.dtype) -> int:
 
 
 class Pieces:
-    """The shapes of arrays that are made together, and where in their memory each begins."""
+    """The shapes of arrays that are made together, and where in their memory each begins.
 
-    __slots__ = ("bytes", "dtype", "places")
+    A key of what is kept for the next calls, whose hash is found once: a tuple's is not kept.
+    """
+
+    __slots__ = ("_hash", "bytes", "dtype", "places")
 
     def __init__(self, dtype: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
         self.dtype, self.bytes = np.dtype(dtype), 0
@@ -131,11 +133,15 @@ class Pieces:
         for shape in shapes:
             self.places.append((shape, self.bytes))
             self.bytes += -(-math.prod(shape) * self.dtype.itemsize // _LINE) * _LINE
+        self._hash = hash((self.dtype, shapes))
 
+    def __hash__(self) -> int:
+        return self._hash
 
-# One for all that are equal, as a rule: by it is found what is kept for the next calls, as to hash
-# and compare shapes takes longer.
-arranged = functools.lru_cache(maxsize=512)(Pieces)
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pieces):
+            return NotImplemented
+        return self.dtype == other.dtype and self.places == other.places
 
 
 def pieces(wanted: Pieces, zeros: bool = False) -> list[Any]:
