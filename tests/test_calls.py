@@ -103,19 +103,20 @@ def watched(monkeypatch):
     fb.set_num_threads(before)
 
 
-def test_a_kernel_has_the_same_types_in_all_calls(watched, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+def test_a_kernel_has_the_same_types_in_all_calls(kind, dtype, watched, monkeypatch):
     monkeypatch.setattr(threads, "_WORTH_SHARING", 100)
 
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=20)
     @given(
-        case=net_cases(least=0),
-        dtype=st.sampled_from(nets.DTYPES),
+        case=net_cases([kind], least=0),
         count=st.integers(1, 3),
         strange=st.sampled_from([None, "read-only", "unaligned", "turned"]),
         options=st.fixed_dictionaries({"input_gradient": st.booleans(), "per_step": st.booleans()}),
         copied=st.sampled_from([None, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))]),
     )
-    def every_call(case, dtype, count, strange, options, copied):
+    def every_call(case, count, strange, options, copied):
         fb.set_num_threads(count)
         net = nets.network(case, dtype)
         x, dy = (as_strange(y.astype(dtype), strange) for y in (case.x, case.d_output))
@@ -129,8 +130,8 @@ def test_a_kernel_has_the_same_types_in_all_calls(watched, monkeypatch):
             checkpoints.backward(dy)
 
     every_call()
-    assert len(watched) == 3 * len(KINDS) * len(nets.DTYPES)
-    assert sum(one.calls for one in watched) > 30 * len(watched)
+    assert len(watched) == 3
+    assert all(one.calls > 5 for one in watched)
 
 
 def as_strange(y, how):
