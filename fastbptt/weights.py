@@ -37,7 +37,6 @@ class Sizes:
     adjoint: Pieces  # what `Layer.adjoint_cell` does,
     both: Pieces  # the two together,
     gradients: Pieces  # and dw_ih, dw_hh and db, by slots
-    as_named: bool  # whether those are the parameters' as they are, but for the columns of I
     no_panels: tuple[np.ndarray, ...]  # of a cell that is not wanted
     no_state: np.ndarray  # (0,Hp),
     no_slots: np.ndarray  # and (0,wide): of what a pass does without
@@ -72,7 +71,6 @@ def sizes(design: Design, make: Callable[..., Any], dtype: np.dtype, I: int, H: 
         Pieces(dtype, adjoint),
         Pieces(dtype, cell + adjoint),
         Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
-        whole_H == H and design.gates == design.x_gates == design.h_gates and slots.first == 0,
         (np.empty(0, dtype),) * 3,
         np.empty((0, Hp), dtype),
         np.empty((0, wide), dtype),
@@ -144,12 +142,8 @@ class Layer:
         self, dw_ih: np.ndarray, dw_hh: np.ndarray, db: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
-        design, I, H, Hp = self.design, self.input_size, self.hidden_size, self.sizes.Hp
-        if self.sizes.as_named:
-            if dw_ih.shape[1] > I:
-                dw_ih = np.ascontiguousarray(dw_ih[:, :I])
-            return dw_ih, dw_hh, db.copy(), db.copy()
-        dw_ih, dw_hh, of_h = dw_ih[:, :I], dw_hh[:, :H], design.slots.first * Hp
+        design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
+        dw_ih, dw_hh, of_h = dw_ih[:, : self.input_size], dw_hh[:, :H], design.slots.first * Hp
 
         def in_order(matrix: np.ndarray, bias: np.ndarray, letters: str) -> list[np.ndarray]:
             if Hp == H and letters == design.gates:
