@@ -1,27 +1,31 @@
 """What is measured: one table of cases, and the seeded inputs that every library gets."""
 
+import itertools
 import os
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
+from fastbptt.threads import quota
+
 WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
-def _quota() -> int | None:
-    """How many cores' time a container of Linux has, where it has not all of what it sees."""
-    try:
-        most, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        return None
-    return None if most == "max" else max(1, int(most) // int(period))
+def one_of_each_first(cpus: list[int], root: str = "/sys/devices/system/cpu") -> list[int]:
+    """One hardware thread of each core, then the others: two of one core share its arithmetic."""
+    cores: dict[str, list[int]] = {}
+    for cpu in cpus:
+        file = pathlib.Path(root, f"cpu{cpu}", "topology", "thread_siblings_list")
+        cores.setdefault(file.read_text() if file.exists() else str(cpu), []).append(cpu)
+    ranks = itertools.zip_longest(*cores.values())
+    return [cpu for rank in ranks for cpu in rank if cpu is not None]
 
 
 def _cores() -> list[int]:
     """Those this process may run on; each worker of pytest-xdist begins with another one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    cores = cores[: _quota()]
+    cores = one_of_each_first(cores)[: quota()]
     first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % max(1, len(cores))
     return cores[first:] + cores[:first]
 

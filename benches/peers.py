@@ -57,11 +57,13 @@ def fastbptt_forward(case: Case, data: Inputs) -> Call:
     return lambda: [net(data.x)[0]]
 
 
-def fastbptt_train(case: Case, data: Inputs) -> Call:
+def fastbptt_train(case: Case, data: Inputs, new: bool = True) -> Call:
+    """With new weights in each call, as after an optimiser's step, or with those of the last."""
     net = _fastbptt_net(case, data)
 
     def call() -> list[Any]:
-        net.load_state_dict(data.weights)  # as after an optimiser's step: nothing is packed yet
+        if new:
+            net.load_state_dict(data.weights)  # nothing is packed yet
         gradients = net.trace(data.x).backward(data.dy)
         return [*(gradients.params[name] for name in WEIGHTS), gradients.x]
 
@@ -187,7 +189,6 @@ def torch_train(case: Case, data: Inputs) -> Call:
 
 def bridge_train(case: Case, data: Inputs) -> Call:
     """torch_train with the module's layer computed by fastbptt."""
-    import fastbptt as fb
     from fastbptt.bridges.torch import accelerate
 
     torch, net = _torch_net(case, data)
@@ -199,12 +200,11 @@ def bridge_train(case: Case, data: Inputs) -> Call:
     biases = itertools.cycle([given, torch.nextafter(given, given + 1)])
 
     def call() -> list[Any]:
-        torch.set_num_threads(fb.get_num_threads())
         with torch.no_grad():
             net.bias_hh_l0.copy_(next(biases))
         return [y.numpy() for y in torch.autograd.grad(net(x)[0], wanted, dy)]
 
-    return call
+    return _bridged(call)
 
 
 def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net: net) -> Call:
@@ -216,38 +216,73 @@ def torch_step(case: Case, data: Inputs, swap: Callable[[Any], Any] = lambda net
     """
     torch, net = _torch_net(case, data)
     swap(net)
-    head = torch.nn.Linear(case.H, case.H, dtype=net.weight_hh_l0.dtype)
-    torch.nn.init.eye_(head.weight)
-    optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=_RATE)
-    rates = itertools.cycle([_RATE, -_RATE])
-    x, dy = torch.from_numpy(data.x).requires_grad_(), torch.from_numpy(data.dy)
+    backward, update = _around(torch, net, case, data)
+    x = torch.from_numpy(data.x).requires_grad_()
     wanted = [*(getattr(net, name) for name in WEIGHTS), x]
 
     def call() -> list[Any]:
-        optimiser.zero_grad()
+        net.zero_grad()
         x.grad = None
-        (head(net(x)[0]) * dy).sum().backward()
+        backward(net(x)[0])
+        update()
+        return [y.grad.numpy() for y in wanted]
+
+    return call
+
+
+def _around(torch: Any, net: Any, case: Case, data: Inputs) -> tuple[Any, Any]:
+    """Of a step of training what is not the layer: (backward from its output, update)."""
+    head = torch.nn.Linear(case.H, case.H, dtype=net.weight_hh_l0.dtype)
+    torch.nn.init.eye_(head.weight)
+    optimiser = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=_RATE)
+    rates, dy = itertools.cycle([_RATE, -_RATE]), torch.from_numpy(data.dy)
+
+    def backward(output: Any) -> None:
+        head.zero_grad()
+        (head(output) * dy).sum().backward()
+
+    def update() -> None:
         optimiser.param_groups[0]["lr"] = next(rates)
         optimiser.step()
-        return [y.grad.numpy() for y in wanted]
+
+    return backward, update
+
+
+def _bridged(step: Call) -> Call:
+    """On as many of torch's threads as fastbptt has: in this process torch was not told."""
+    import torch
+
+    import fastbptt as fb
+
+    def call() -> list[Any]:
+        torch.set_num_threads(fb.get_num_threads())
+        return step()
 
     return call
 
 
 def bridge_step(case: Case, data: Inputs) -> Call:
     """torch_step with the module's layer computed by fastbptt."""
-    import fastbptt as fb
     from fastbptt.bridges.torch import accelerate
 
-    step = torch_step(case, data, accelerate)
+    return _bridged(torch_step(case, data, accelerate))
+
+
+def step_without_layer(case: Case, data: Inputs) -> Call:
+    """torch_step with the output and the gradients of the layer given."""
+    torch, net = _torch_net(case, data)
+    backward, update = _around(torch, net, case, data)
+    output = torch.zeros(case.T, case.B, case.H, dtype=net.weight_hh_l0.dtype).requires_grad_()
+    for weight in net.parameters():
+        weight.grad = torch.zeros_like(weight)
 
     def call() -> list[Any]:
-        import torch
+        output.grad = None
+        backward(output)
+        update()
+        return [output.grad]
 
-        torch.set_num_threads(fb.get_num_threads())
-        return step()
-
-    return call
+    return _bridged(call)
 
 
 def torch_stream(case: Case, data: Inputs, every: int) -> Call:

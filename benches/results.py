@@ -181,6 +181,27 @@ def limits_of(info: Info) -> dict[str, float]:
     return parts | {"curves": curves / (limit(info, "gcurves") * 1e9)}
 
 
+def spent(info: Info) -> dict[str, float]:
+    """Seconds a step of ours, by what they go to: limits, what was timed by itself, the rest.
+
+    The rest of a call of few steps is the call itself, of a training step it is the bridge.
+    """
+    own = {name: statistics.median(values) for name, values in info["seconds"].items()}
+    ours = own["fastbptt"]
+    if info["task"] in ("bridge", "step"):
+        rest = "bridge" if "torch alone" in own else "bridge and torch"
+        parts = {"layer": own["layer"]}
+        if "torch alone" in own:
+            parts["torch alone"] = own["torch alone"]
+    else:
+        rest, parts = "call" if few_steps(info) else "rest", limits_of(info)
+        if "packed" in own:
+            parts["new weights"] = max(0, ours - own["packed"])
+        if "call" in own:
+            parts["call"] = own["call"]
+    return parts | {rest: max(0, ours - sum(parts.values()))}
+
+
 def share_of_limit(info: Info, curves: bool = True) -> float:
     """With or without the curves, whose rate is that of our own code."""
     seconds = sum(s for name, s in limits_of(info).items() if curves or name != "curves")

@@ -33,6 +33,7 @@ from results import (
     share_of_limit,
     share_of_peak,
     small_train,
+    spent,
     stream_bar,
     sweep_bar,
     usual,
@@ -56,21 +57,23 @@ def verdict(met: bool | None) -> str:
     return "–" if met is None else "met" if met else "**missed**"
 
 
-def binding(info: Info, met: bool) -> str:
-    """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
-    parts = limits_of(info)
+def shares(info: Info) -> str:
+    """What our time goes to, the largest first."""
     ours = statistics.median(info["seconds"]["fastbptt"])
-    if met:
-        name = max(parts, key=parts.get)
-        return f"{name} {parts[name] / ours:.0%}"
-    if "call" in info["seconds"]:
-        parts["call"] = statistics.median(info["seconds"]["call"])
-    parts["rest"] = max(0, ours - sum(parts.values()))
-    text = ", ".join(
+    return ", ".join(
         f"{name} {seconds / ours:.0%}"
-        for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+        for name, seconds in sorted(spent(info).items(), key=lambda part: -part[1])
         if seconds >= 0.005 * ours
     )
+
+
+def binding(info: Info, met: bool) -> str:
+    """The limit that most of the time goes to; of a row below its bar all that the time goes to."""
+    if met:
+        parts = limits_of(info)
+        name = max(parts, key=parts.get)
+        return f"{name} {parts[name] / statistics.median(info['seconds']['fastbptt']):.0%}"
+    text = shares(info)
     if not best(info):
         return text
     text = f"{text}; at the limit {ratio_at_limit(info):.2f} x"
@@ -306,14 +309,18 @@ def calls(infos: list[Info]) -> str:
                 micro([info["T"] * each for each in info["seconds"]["fastbptt"]]),
                 *rival(info, info["T"]),
                 *(against(info, name) for name in ("torch", "jax (", *others)),
+                shares(info),
             ]
         )
     head = ["task", "cell", "T", "µs a call", "best peer (threads): µs a call", "ratio (min–max)"]
-    head += ["torch", "jax", *others]
+    head += ["torch", "jax", *others, "our time goes to"]
     B, I, H = (infos[0][name] for name in "BIH")
     return (
         f"Calls of few steps, B = {B}, I = {I}, H = {H}, one thread, from a state of zeros; in "
-        f"train only ours gets new weights at each call:\n\n{table(head, rows)}"
+        f"train only ours gets new weights at each call:\n\n{table(head, rows)}\n\n"
+        "`new weights`: by so much a call is shorter that has the last one's; `call`: what no "
+        "limit explains, nearly all of it Python - checks, the order of kernels, results' arrays. "
+        "Loops under `@njit` have none of that."
     )
 
 
@@ -327,13 +334,16 @@ def bridges(infos: list[Info]) -> str:
                 micro(info["seconds"]["fastbptt"]),
                 f"{best(info)}: {micro(info['seconds'][best(info)])}",
                 f"{ratio(info):.1f} ({min(spread):.1f}–{max(spread):.1f})",
+                shares(info),
                 verdict(ratio(info) >= 10) if plain else verdict(None),
             ]
         )
-    head = ["layer", "µs/step", "torch.nn (threads): µs/step", "ratio (min–max)", "bar"]
+    head = ["layer", "µs/step", "torch.nn (threads): µs/step", "ratio (min–max)"]
+    head += ["our time goes to", "bar"]
     return (
         "Forward and backward through `fastbptt.bridges.torch` inside torch's autograd, T = 1000, "
-        f"B = 1, H = 64:\n\n{table(head, rows)}\n\nThe bar: 10 for RNN and GRU."
+        f"B = 1, H = 64:\n\n{table(head, rows)}\n\nThe bar: 10 for RNN and GRU. `layer`: the same "
+        "by fastbptt's own functions, without torch."
     )
 
 
@@ -353,12 +363,17 @@ def steps(infos: list[Info]) -> str:
                 ours,
                 f"{best(info)}: {theirs}",
                 f"{ratio(info):.2f} ({min(spread):.2f}–{max(spread):.2f})",
+                shares(info),
             ]
         )
     head = ["T, B, I, H", "layer", "threads", "ms", "torch.nn (threads): ms", "ratio (min–max)"]
+    head += ["our time goes to"]
     return (
         "A whole training step of torch - the layer, a dense one, a loss, backward, Adam - with "
-        f"the layer through the bridge:\n\n{table(head, rows)}"
+        f"the layer through the bridge:\n\n{table(head, rows)}\n\n`layer`: its passes and "
+        "gradients by fastbptt's own functions; `torch alone`: the same step with the layer's "
+        "output and gradients given, which torch.nn's has to do as well; `bridge`: the rest, and "
+        "what one of these finds in the caches where it runs alone."
     )
 
 

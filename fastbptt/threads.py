@@ -6,6 +6,7 @@ import ctypes
 import functools
 import itertools
 import os
+import pathlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -29,19 +30,39 @@ _count: int | None = None
 _within = threading.local()  # count and lender of `num_threads`, in the threads that are within
 
 
+@functools.cache
+def quota(root: str = "/sys/fs/cgroup") -> int | None:
+    """How many cores' time a container of Linux has, where it may not have all it sees at once.
+
+    With more threads than that the kernel stops all of them for most of each tenth of a second.
+    """
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        files = [pathlib.Path(root, name) for name in names]  # of control groups 2, and of 1
+        try:
+            most, period = " ".join(file.read_text() for file in files).split()
+        except OSError:
+            continue
+        return None if most in ("max", "-1") else max(1, int(most) // int(period))
+    return None
+
+
 def _default_count() -> int:
-    """OMP_NUM_THREADS, as NumPy and torch read it, or the cores this process may run on."""
+    """OMP_NUM_THREADS, as NumPy and torch read it, or the cores this process may keep busy."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux knows affinities
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    return min(cores, quota() or cores)
 
 
 def get_num_threads() -> int:
     """Threads that a call from the main thread uses; a call from any other thread uses one.
+
+    What `set_num_threads` or else OMP_NUM_THREADS says; by default the cores that this process may
+    run on, in a container of Linux no more than its quota pays for.
 
     Examples
     --------

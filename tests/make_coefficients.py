@@ -6,12 +6,15 @@ Remez's exchange algorithm in 60 digits: Muller, Elementary Functions (3rd ed. 2
 import mpmath as mp
 import numpy as np
 
+from fastbptt.kernels.simd import FUSED
+
 DIGITS = 60
 GRID = 400  # points among which the extrema of the error are sought
 
 # Bits of the high part of ln 2: with the bits of the largest n they fit into a significand, so
-# that n times it is exact.  Cody & Waite, Software Manual for the Elementary Functions (1980).
-HIGH_BITS = {np.float32: 15, np.float64: 41}
+# that n times it is exact, Cody & Waite, Software Manual for the Elementary Functions (1980); or
+# all of float32, where an instruction multiplies and adds and rounds once.
+HIGH_BITS = {np.float32: 24 if FUSED else 15, np.float64: 41}
 # The least degrees that add less than 1/20 ulp to a result.
 EXPM1 = {np.float32: 4, np.float64: 9}
 
@@ -50,14 +53,14 @@ def _extrema(grid, errors):
 
 
 def coefficients(dtype):
-    """{field of elementary.Constants: value}, all that Remez or ln 2 decide."""
+    """{field of elementary.Reduction: value}, those of exp(x)."""
     with mp.workdps(DIGITS):
         # Rounding x / ln 2 moves the ends of the reduced range by far less than a thousandth.
         end = mp.log(2) / 2 * mp.mpf("1.001")
         expm1 = remez(tail, -end, end, EXPM1[dtype])
         scale = mp.mpf(2) ** HIGH_BITS[dtype]
         high = mp.nint(mp.log(2) * scale) / scale
-        tuples = {"ln2": (high, mp.log(2) - high), "expm1": expm1}
+        tuples = {"ln2": (high, mp.log(2) - high), "tail": (0.5, *expm1)}
         made = {name: tuple(map(dtype, values)) for name, values in tuples.items()}
         return {"log2_e": dtype(1 / mp.log(2)), **made}
 

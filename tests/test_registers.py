@@ -10,15 +10,14 @@ import pytest
 from llvmlite import binding
 
 TESTS = pathlib.Path(__file__).parent
-PROCESSORS = [("haswell", "avx512f"), ("nehalem", "avx512f avx2 avx")]
+PROCESSORS = [("haswell", "avx512f"), ("nehalem", "avx512f avx2 avx fma")]
 if binding.get_host_cpu_features().get("avx512f"):  # one begins one FMA in a cycle, the other two
     zen4 = binding.get_host_cpu_name() == "znver4"
     PROCESSORS.append(("skylake-avx512" if zen4 else "znver4", ""))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="issue 2: names x86 processors")
-@pytest.mark.parametrize(("processor", "without"), PROCESSORS)
-def test_panels_on_another_processor(tmp_path, processor, without):
+def run(tmp_path, processor, without, *arguments):
+    """Some tests as on another processor."""
     environment = {
         **os.environ,
         "NARROW_REGISTERS": without,
@@ -28,9 +27,21 @@ def test_panels_on_another_processor(tmp_path, processor, without):
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "narrow_registers", str(TESTS / "test_panels.py")]
+    command += ["-p", "narrow_registers", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="issue 2: names x86 processors")
+@pytest.mark.parametrize(("processor", "without"), PROCESSORS)
+def test_panels_on_another_processor(tmp_path, processor, without):
+    run(tmp_path, processor, without, str(TESTS / "test_panels.py"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="issue 2: names x86 processors")
+def test_curves_without_an_instruction_that_multiplies_and_adds(tmp_path):
+    chosen = "4093rd or doubles or special or bits_of_the_value or coefficients"
+    run(tmp_path, *PROCESSORS[1], str(TESTS / "test_elementary.py"), "-k", chosen)
 
 
 _LOOP = """

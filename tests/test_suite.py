@@ -52,6 +52,18 @@ def test_who_reads_what_of_the_weights(limits, B, H, cell, threads, sharers, siz
     assert limits.source(one, threads) == (size, level, below)
 
 
+def test_siblings_come_after_one_thread_of_each_core(table, tmp_path):
+    import cases
+
+    assert cases.one_of_each_first([5, 1, 3], str(tmp_path)) == [5, 1, 3]  # it does not say
+    for cpu, siblings in {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3", 4: "4"}.items():
+        file = tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(siblings)
+    assert cases.one_of_each_first([0, 1, 2, 3, 4], str(tmp_path)) == [0, 2, 4, 1, 3]
+    assert cases.one_of_each_first([1, 2, 3], str(tmp_path)) == [1, 2, 3]
+
+
 def test_the_seconds_of_reading(limits):
     gbytes = {"L1": 100, "L2": 50}
     assert limits.Source(16 << 10, "L1", "").seconds(gbytes) == pytest.approx(0.16384 * MICRO)

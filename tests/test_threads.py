@@ -288,7 +288,30 @@ def test_a_bad_number_of_threads(count, error):
 @pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,4", 2), ("0", None), ("x", None)])
 def test_omp_num_threads_is_the_default(monkeypatch, given, wanted):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert threads._default_count() == (wanted or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    assert threads._default_count() == (wanted or min(cores, threads.quota() or cores))
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_a_container_has_no_more_cores_than_its_time(tmp_path, monkeypatch, files, wanted):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert threads.quota(str(tmp_path)) == wanted
+    monkeypatch.setattr(threads, "quota", lambda: wanted)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads._default_count() == (wanted or 8)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -18,7 +18,23 @@ import numba
 import numpy as np
 
 from .jit import implements, kernel
-from .simd import kept
+from .simd import FUSED, kept
+
+
+class Reduction(NamedTuple):
+    """What takes exp(s x), s = 1 or 2, to 2^n exp(s r), with x = n ln 2 / s + r."""
+
+    log2_e: Any  # of exp(s)
+    ln2: Any  # (high, low) / s: x - n · high is exact
+    tail: Any  # ((exp(s r) - 1) / s - r) / r², constant term first
+    early: bool = False  # the tail takes x - n · high for r
+
+    def doubled(self, early: bool = False) -> "Reduction":
+        """That of exp(2 x): powers of two change no bit of a result."""
+        number = type(self.log2_e)
+        ln2 = tuple(y / number(2) for y in self.ln2)
+        tail = tuple(y * number(2 << k) for k, y in enumerate(self.tail))
+        return Reduction(self.log2_e * number(2), ln2, tail, early)
 
 
 class Constants(NamedTuple):
@@ -26,12 +42,10 @@ class Constants(NamedTuple):
 
     lowest: Any  # exp rounds to 0 below
     magic: Any  # 1.5 · 2^(bits of the significand - 1): adding it rounds to an integer
-    log2_e: Any
-    lift: Any  # a power of two that lifts every subnormal among the normal numbers; as bits
-    lifted: Any  # 1, lifted
-    lowered: Any  # and the inverse
-    ln2: Any  # (high, low): n · high is exact
-    expm1: Any  # (exp(r) - 1 - r - r²/2) / r³, constant term first
+    lifted: Any  # a power of two that lifts every subnormal among the normal numbers
+    lowered: Any  # and its inverse
+    exp: Reduction
+    exp_twice: Reduction
     flat: Any  # tanh's slope rounds to 0 above
 
 
@@ -39,26 +53,16 @@ def _single(*values: float) -> tuple[np.float32, ...]:
     return tuple(map(np.float32, values))
 
 
-SINGLE = Constants(
-    lowest=np.float32(-104),
-    magic=np.float32(1.5 * 2**23),
+_SINGLE_EXP = Reduction(
     log2_e=np.float32(1.442695),
-    lift=np.uint32(24),
-    lifted=np.float32(2.0**24),
-    lowered=np.float32(2.0**-24),
-    ln2=_single(0.69314575, 1.4286068e-06),
-    expm1=_single(0.16666667, 0.041666552, 0.008333301, 0.0013926256, 0.00019899392),
-    flat=np.float32(53),
+    ln2=_single(*((0.6931472, -1.9046542e-09) if FUSED else (0.69314575, 1.4286068e-06))),
+    tail=_single(0.5, 0.16666667, 0.041666552, 0.008333301, 0.0013926256, 0.00019899392),
 )
-DOUBLE = Constants(
-    lowest=-746.0,
-    magic=1.5 * 2**52,
+_DOUBLE_EXP = Reduction(
     log2_e=1.4426950408889634,
-    lift=np.uint64(54),
-    lifted=2.0**54,
-    lowered=2.0**-54,
     ln2=(0.6931471805601177, -1.7239444525614835e-13),
-    expm1=(
+    tail=(
+        0.5,
         0.16666666666666669,
         0.04166666666666667,
         0.008333333333330037,
@@ -70,6 +74,23 @@ DOUBLE = Constants(
         2.510047389245446e-08,
         2.0918212752506956e-09,
     ),
+)
+SINGLE = Constants(
+    lowest=np.float32(-104),
+    magic=np.float32(1.5 * 2**23),
+    lifted=np.float32(2.0**24),
+    lowered=np.float32(2.0**-24),
+    exp=_SINGLE_EXP,
+    exp_twice=_SINGLE_EXP.doubled(early=FUSED),
+    flat=np.float32(53),
+)
+DOUBLE = Constants(
+    lowest=-746.0,
+    magic=1.5 * 2**52,
+    lifted=2.0**54,
+    lowered=2.0**-54,
+    exp=_DOUBLE_EXP,
+    exp_twice=_DOUBLE_EXP.doubled(),
     flat=374.0,
 )
 
@@ -82,8 +103,12 @@ def _bits(x: Any) -> Any:
     """The bits of x as an unsigned integer of its width."""
 
 
-def _power_of_two(bits: Any) -> Any:
-    """2^n for the n in the low bits; whatever stands above them is shifted out."""
+def _times_power(scale: Any, bits: Any) -> Any:
+    """2^n of `scale`, itself a power of two, for the n in the low bits; the others are shifted out.
+
+    A constant is added as the bits of a number, and a sign taken by those of -0: where LLVM does
+    not know those (`simd.kept`), an instruction takes the whole vector from memory by itself.
+    """
 
 
 def _negative(x: Any) -> Any:
@@ -91,19 +116,27 @@ def _negative(x: Any) -> Any:
 
 
 def _signed(value: Any, x: Any) -> Any:
-    """`value`, which has no sign yet, with that of x."""
+    """`value` with the sign of x, which is lost on a negative one."""
 
 
-def _remainder(x: Any, n: Any) -> Any:
-    """(r, c) with x - n ln 2 = r - c; c is 0 where r is near enough.
+def _magnitude(x: Any) -> Any:
+    """|x|."""
 
-    In float64 r is four tenths of an ulp off for every x with n = 1 and r < -1/4, as chance has it
-    for ln 2, and in float32 a sixteenth: there it would leave tanh 2.1 ulp off, here it does not.
+
+def _expm1(x: Any, n: Any, by: Reduction) -> Any:
+    """(exp(s r) - 1) / s of r = x - n ln 2 / s.
+
+    The loops wait for chains of dependent steps: on Zen 3 a register of tanh takes 11.7 cycles, not
+    12.9, if the tail does not wait for the low part of ln 2, which is n / 60 ulp where high has all
+    bits.  Of exp(x), with n down to -150, sigmoid would be 2.1 ulp off.
+    In float64 the low part is added last: a rounded r is four tenths of an ulp off for every x with
+    n = 1 and r < -1/4, as chance has it for ln 2, and in float32 a sixteenth: there it would leave
+    tanh 2.1 ulp off, here it does not.
     """
 
 
-def _expm1_tail(r: Any) -> Any:
-    """(exp(r) - 1 - r) / r².
+def _polynomial(c: Any, r: Any) -> Any:
+    """Of the coefficients of `Reduction.tail`.
 
     By pairs (Estrin): Horner's chain of dependent steps is longer than what the processor looks
     ahead, and costs a tenth of the speed.
@@ -130,14 +163,14 @@ def _double_bits(x):
     return np.float64(x).view(np.uint64)
 
 
-@implements(_power_of_two, numba.uint32, exact=True)
-def _single_power_of_two(bits):
-    return np.uint32((bits + np.uint32(127)) << np.uint32(23)).view(np.float32)
+@implements(_times_power, numba.float32, exact=True)
+def _single_times_power(scale, bits):
+    return np.uint32(_bits(scale) + (bits << np.uint32(23))).view(np.float32)
 
 
-@implements(_power_of_two, numba.uint64, exact=True)
-def _double_power_of_two(bits):
-    return np.uint64((bits + np.uint64(1023)) << np.uint64(52)).view(np.float64)
+@implements(_times_power, numba.float64, exact=True)
+def _double_times_power(scale, bits):
+    return np.uint64(_bits(scale) + (bits << np.uint64(52))).view(np.float64)
 
 
 @implements(_negative, numba.float32, exact=True)
@@ -152,54 +185,65 @@ def _double_negative(x):
 
 @implements(_signed, numba.float32, exact=True)
 def _single_signed(value, x):
-    return np.uint32(_bits(value) | (_bits(x) & np.uint32(1 << 31))).view(np.float32)
+    return np.uint32(_bits(value) | (_bits(x) & _bits(kept(np.float32(-0.0))))).view(np.float32)
 
 
 @implements(_signed, numba.float64, exact=True)
 def _double_signed(value, x):
-    return np.uint64(_bits(value) | (_bits(x) & np.uint64(1 << 63))).view(np.float64)
+    return np.uint64(_bits(value) | (_bits(x) & _bits(kept(-0.0)))).view(np.float64)
 
 
-@implements(_remainder, numba.float32, exact=True)
-def _single_remainder(x, n):
-    ln2 = _constants(x).ln2
-    return (x - n * ln2[0]) - n * ln2[1], np.float32(0)
+@implements(_magnitude, numba.float32, exact=True)
+def _single_magnitude(x):
+    return np.uint32(_bits(x) & ~_bits(kept(np.float32(-0.0)))).view(np.float32)
 
 
-@implements(_remainder, numba.float64, exact=True)
-def _double_remainder(x, n):
-    ln2 = _constants(x).ln2
-    begun = x - n * ln2[0]
-    r = begun - n * ln2[1]
-    return r, n * ln2[1] - (begun - r)
+@implements(_magnitude, numba.float64, exact=True)
+def _double_magnitude(x):
+    return np.uint64(_bits(x) & ~_bits(kept(-0.0))).view(np.float64)
 
 
-@implements(_expm1_tail, numba.float32, exact=True)
-def _single_expm1_tail(r):
-    c, s = _constants(r).expm1, r * r
-    return (kept(np.float32(0.5)) + r * c[0]) + s * ((c[1] + r * c[2]) + s * (c[3] + r * c[4]))
+@implements(_expm1, numba.float32, exact=True)
+def _single_expm1(x, n, by):
+    begun = x - n * by.ln2[0]
+    r = begun - n * by.ln2[1]
+    near = begun if by.early else r
+    return r + near * near * _polynomial(by.tail, near)
 
 
-@implements(_expm1_tail, numba.float64, exact=True)
-def _double_expm1_tail(r):
-    c, s = _constants(r).expm1, r * r
-    low = (kept(0.5) + r * c[0]) + s * (c[1] + r * c[2])
-    high = (c[3] + r * c[4]) + s * (c[5] + r * c[6])
-    return low + (s * s) * (high + (s * s) * ((c[7] + r * c[8]) + s * c[9]))
+@implements(_expm1, numba.float64, exact=True)
+def _double_expm1(x, n, by):
+    begun = x - n * by.ln2[0]
+    r = begun - n * by.ln2[1]
+    low = n * by.ln2[1] - (begun - r)
+    return r + (r * r * _polynomial(by.tail, r) - low)
+
+
+@implements(_polynomial, numba.types.UniTuple(numba.float32, 6), exact=True)
+def _single_polynomial(c, r):
+    s = r * r
+    return (c[0] + r * c[1]) + s * ((c[2] + r * c[3]) + s * (c[4] + r * c[5]))
+
+
+@implements(_polynomial, numba.types.UniTuple(numba.float64, 11), exact=True)
+def _double_polynomial(c, r):
+    s = r * r
+    low = (c[0] + r * c[1]) + s * (c[2] + r * c[3])
+    high = (c[4] + r * c[5]) + s * (c[6] + r * c[7])
+    return low + (s * s) * (high + (s * s) * ((c[8] + r * c[9]) + s * c[10]))
 
 
 @kernel(part=True, exact=True, inlined=True)
-def _reduced(x):
-    """(expm1(r), a number whose bits end in those of n) with x = n ln 2 + r."""
-    k = _constants(x)
-    shifted = x * k.log2_e + k.magic
-    r, c = _remainder(x, shifted - k.magic)
-    return r + (r * r * _expm1_tail(r) - c), shifted
+def _reduced(x, by):
+    """(expm1(s r) / s, a number whose bits end in those of n) with x = n ln 2 / s + r."""
+    magic = _constants(x).magic
+    shifted = x * by.log2_e + magic
+    return _expm1(x, shifted - magic, by), shifted
 
 
 @kernel(part=True, exact=True, inlined=True)
 def _tanh(p, shifted):
-    """(m, q) with tanh(a) = m - m q for a >= 0, from what `_reduced` makes of 2 a.
+    """(m, q) with tanh(a) = m - m q for a >= 0, from what `_reduced` makes of exp(2 a).
 
     With y = expm1(2 a) / 2 it is y / (1 + y); with m = min(y, 1) and q = m / (1 + y) the relative
     error of the quotient counts by min(y, 1 / y).  Tried in float32: to choose between
@@ -207,9 +251,9 @@ def _tanh(p, shifted):
     the ports of the FMAs; y / (1 + y) itself is up to 2.4 ulp off, and m - m² r, r = 1 / (1 + y),
     up to 2.1.
     """
-    one, bits = kept(type(p)(1)), _bits(shifted)
-    half = _power_of_two(type(bits)(bits - type(bits)(1)))
-    y = half * p + (half - kept(type(p)(0.5)))
+    one, half = kept(type(p)(1)), kept(type(p)(0.5))
+    power = _times_power(one, _bits(shifted))
+    y = power * p + (power * half - half)
     m = y if y < one else one
     return m, m / (one + y)
 
@@ -217,9 +261,9 @@ def _tanh(p, shifted):
 @kernel(exact=True, inlined=True)
 def tanh(x):
     """y / (1 + y) with y = expm1(2 |x|) / 2; within 1.9 ulp.  From |x| = 20 on the value is 1."""
-    a, most = abs(x), kept(type(x)(20))
+    a, most = _magnitude(x), kept(type(x)(20))
     a = most if a > most else a  # in this order a NaN stays one
-    m, q = _tanh(*_reduced(a + a))
+    m, q = _tanh(*_reduced(a, _constants(x).exp_twice))
     return _signed(m - m * q, x)
 
 
@@ -230,14 +274,14 @@ def tanh_and_slope(x):
     The slope is (1 - value) (1 + value), where 1 - value is q + (1 - m) (1 - q): nothing cancels.
     n stops at 64, where 1 + y is y, so that y does not overflow; the rest goes to the slope alone.
     """
-    k, a, one = _constants(x), abs(x), kept(type(x)(1))
+    k, a, one = _constants(x), _magnitude(x), kept(type(x)(1))
     a = k.flat if a > k.flat else a  # in this order a NaN stays one, here and below
-    p, shifted = _reduced(a + a)
+    p, shifted = _reduced(a, k.exp_twice)
     most = kept(type(x)(k.magic + type(x)(64)))
     near = most if shifted > most else shifted
     m, q = _tanh(p, near)
     value, other = m - m * q, q + (one - m) * (one - q)
-    power = _power_of_two(type(_bits(x))(_bits(near) - _bits(shifted)))
+    power = _times_power(one, _bits(near) - _bits(shifted))
     return _signed(value, x), (other * (one + value)) * power
 
 
@@ -251,10 +295,9 @@ def _sigmoid(x):
     Zen 4 1.1).
     """
     k, one = _constants(x), kept(type(x)(1))
-    a = -abs(x)
-    p, shifted = _reduced(k.lowest if a < k.lowest else a)  # in this order a NaN stays one
-    bits = _bits(shifted)
-    power = _power_of_two(type(bits)(bits + k.lift))
+    a = _signed(x, kept(type(x)(-0.0)))  # -|x|
+    p, shifted = _reduced(k.lowest if a < k.lowest else a, k.exp)  # in this order a NaN stays one
+    power = _times_power(k.lifted, _bits(shifted))
     t = power + power * p
     return t * k.lowered if _negative(x) else one, t / (k.lifted + t)
 

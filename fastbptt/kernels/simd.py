@@ -19,6 +19,8 @@ _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 REGISTERS = 16 if _X86 and REGISTER_BYTES < 64 else 32
 _HOST = binding.get_host_cpu_name()
+# Whether LLVM makes one instruction of a multiplication and an addition (fma), which rounds once.
+FUSED = not _X86 or bool(_features.get("fma"))
 # FMAs of a register that begin in a cycle: Zen 4 has two pipes of 256 bits.
 FMAS = 1 if REGISTER_BYTES == 64 and _HOST == "znver4" else 2
 # Whether constants of curves are hidden from LLVM: see `kept`.
