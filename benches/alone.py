@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from cases import QUICK_STEPS, WEIGHTS, Case, Inputs, inputs
 from peers import PEERS, numpy_forward, numpy_train
+from timing import relative_error
 
 import fastbptt as fb
 
@@ -181,11 +182,14 @@ def stream(chunks: int) -> dict[str, Any]:
 
 
 def memory(library: str, case: list[Any]) -> dict[str, Any]:
-    """What a library's set-up and first call take above the inputs and its own code."""
+    """What a library's set-up and first call take above the inputs and its own code.
+
+    Of a few steps it has made one before, whose numbers are checked.
+    """
     whole = Case(*case)
     few = whole.shortened(QUICK_STEPS)
     setup = PEERS[whole.task][library]
-    setup(few, inputs(few))()
+    relative_error(few, library, [np.array(y) for y in setup(few, inputs(few))()])
     data = inputs(whole)
     return {"growth_bytes": grown(lambda: setup(whole, data)())[0]}
 

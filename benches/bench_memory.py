@@ -1,4 +1,4 @@
-"""The memory that one train call takes, of every library and cell."""
+"""The memory that a first call takes, of every library and cell."""
 
 import pytest
 from alone import alone
@@ -6,12 +6,17 @@ from cases import CASES, QUICK_STEPS, THREADS
 from peers import libraries
 from timing import pinned
 
-SHAPE = (300, 32, 64, 256)
-TRAINED = [case for case in CASES["train"] if case.usual and case[1:5] == SHAPE]
+SHAPES = [(300, 32, 64, 256), (50, 64, 256, 1024)]
+MEASURED = [
+    case
+    for task in ("forward", "train")
+    for case in CASES[task]
+    if case.usual and case[1:5] in SHAPES
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TRAINED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.name)
 def test_memory(case, benchmark, request):
     quick = request.config.getoption("--quick")
     given = case.shortened(2 * QUICK_STEPS) if quick else case
@@ -25,5 +30,10 @@ def test_memory(case, benchmark, request):
     with pinned(THREADS[-1]):
         benchmark.pedantic(run, rounds=1)
     assert all(growth >= 0 for growth in found.values())
-    shape = list(SHAPE)
-    benchmark.extra_info.update(task=f"memory {case.cell}", growth_bytes=found, shape=shape)
+    benchmark.extra_info.update(
+        task=f"memory of {case.name}",
+        of=case.task,
+        cell=case.cell,
+        shape=list(case[1:5]),
+        growth_bytes=found,
+    )

@@ -273,12 +273,13 @@ def step_without_layer(case: Case, data: Inputs) -> Call:
     torch, net = _torch_net(case, data)
     backward, update = _around(torch, net, case, data)
     output = torch.zeros(case.T, case.B, case.H, dtype=net.weight_hh_l0.dtype).requires_grad_()
-    for weight in net.parameters():
-        weight.grad = torch.zeros_like(weight)
+    given = [torch.zeros_like(weight) for weight in net.parameters()]
 
     def call() -> list[Any]:
         output.grad = None
         backward(output)
+        for weight, gradient in zip(net.parameters(), given, strict=True):
+            weight.grad = gradient.clone()  # the layer's are made anew in each step
         update()
         return [output.grad]
 

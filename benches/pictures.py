@@ -1,8 +1,8 @@
 """Draw what bench_sizes.py measured: time per step, and share of the FMA peak, against H.
 
-    python benches/pictures.py FILE
+    python benches/pictures.py FILE...
 
-FILE is what `python -m pytest benches --benchmark-json=FILE` wrote.
+FILE is what `python -m pytest benches --benchmark-json=FILE` wrote; several are the parts of a run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from results import read, share_of_peak
+from results import limits_of, read, share_of_peak
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "pictures"
 # Okabe and Ito's colours, which the colour-blind tell apart; each line is labelled besides.
@@ -27,8 +27,9 @@ COLOURS = {
     "onnxruntime": "#CC79A7",
     "numba": "#56B4E9",
     "numpy": "#7F7F7F",
+    "limit": "black",
 }
-LABELS = {"numba": "Numba, plain loops", "numpy": "NumPy"}
+LABELS = {"numba": "Numba, plain loops", "numpy": "NumPy", "limit": "fastbptt's limit"}
 _GAP = 0.075  # between two labels, in parts of the height of a panel
 
 
@@ -71,8 +72,9 @@ def picture(
         for ax, cell in zip(row, cells, strict=True):
             chosen = [info for info in infos if (info["B"], info["cell"]) == (B, cell)]
             for name, (H, y) in lines(chosen, value).items():
-                thick = 2.4 if name == "fastbptt" else 1.3
-                ax.plot(H, y, color=COLOURS[name], lw=thick, marker="o", ms=3, zorder=thick)
+                thick = {"fastbptt": 2.4, "limit": 1}.get(name, 1.3)
+                style = {"ls": ":"} if name == "limit" else {"marker": "o", "ms": 3}
+                ax.plot(H, y, color=COLOURS[name], lw=thick, zorder=thick, **style)
             drawn.append((ax, {name: y[-1] for name, (_, y) in lines(chosen, value).items()}))
             ax.set_xscale("log", base=2)
             powers = [h for h in H if np.log2(h) % 1 == 0]
@@ -84,8 +86,6 @@ def picture(
         if share:
             row[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
             row[0].set_ylim(0, 1.05)
-            for ax in row:
-                ax.axhline(1, color="black", lw=0.8, ls=":")
         else:
             row[0].set_yscale("log")
         for ax, ends in drawn:
@@ -99,18 +99,14 @@ def picture(
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=pathlib.Path, help="made by --benchmark-json")
-    parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
-    given = parser.parse_args()
-    try:
-        report = read([given.file])
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    infos = [info for info in report["infos"] if info["task"] == "sizes"]
-    if not infos or report["machine_info"]["quick"]:
-        parser.error(f"{given.file}: expected times of bench_sizes.py, not made by --quick")
+def with_limit(info: dict[str, Any]) -> dict[str, Any]:
+    """A row with what it would take at its limit, as if that were a library."""
+    return info | {"seconds": info["seconds"] | {"limit": [sum(limits_of(info).values())]}}
+
+
+def draw(infos: list[dict[str, Any]], folder: pathlib.Path = FOLDER) -> None:
+    """Both pictures of the rows of bench_sizes.py."""
+    infos = [with_limit(info) for info in infos]
 
     def micro(info: dict[str, Any], seconds: float) -> float:
         return 1e6 * seconds
@@ -122,8 +118,23 @@ def main() -> None:
 
     time = picture(infos, "Forward, time per step", micro, share=False)
     peak = picture(infos, "Forward, share of the peak", share, share=True)
-    time.savefig(given.folder / "sizes_time.png", dpi=110)
-    peak.savefig(given.folder / "sizes_peak.png", dpi=110)
+    time.savefig(folder / "sizes_time.png", dpi=110)
+    peak.savefig(folder / "sizes_peak.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=pathlib.Path, help="made by --benchmark-json")
+    parser.add_argument("--folder", type=pathlib.Path, default=FOLDER)
+    given = parser.parse_args()
+    try:
+        report = read(given.files)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    infos = [info for info in report["infos"] if info["task"] == "sizes"]
+    if not infos or report["machine_info"]["quick"]:
+        parser.error(f"{given.files[0]}: expected times of bench_sizes.py, not made by --quick")
+    draw(infos, given.folder)
 
 
 if __name__ == "__main__":

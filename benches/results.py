@@ -128,6 +128,11 @@ def few_steps(info: Info) -> bool:
     return info["task"] in ("forward", "train") and info["T"] in CALLS
 
 
+def small_size(info: Info) -> bool:
+    """Whether a row is one of `cases` "small", which are none of the matrix."""
+    return info["task"] == "train" and info["H"] < 64
+
+
 def ratios(info: Info, peer: str) -> list[float]:
     """The peer's time over ours, one of each round: above 1 we are faster."""
     seconds = info["seconds"]
@@ -184,7 +189,8 @@ def limits_of(info: Info) -> dict[str, float]:
 def spent(info: Info) -> dict[str, float]:
     """Seconds a step of ours, by what they go to: limits, what was timed by itself, the rest.
 
-    The rest of a call of few steps is the call itself, of a training step it is the bridge.
+    The rest of a call of few steps is the call itself, of a training step it is the bridge.  It is
+    below 0 where what was timed by itself took longer so.
     """
     own = {name: statistics.median(values) for name, values in info["seconds"].items()}
     ours = own["fastbptt"]
@@ -196,10 +202,11 @@ def spent(info: Info) -> dict[str, float]:
     else:
         rest, parts = "call" if few_steps(info) else "rest", limits_of(info)
         if "packed" in own:
-            parts["new weights"] = max(0, ours - own["packed"])
+            both = zip(info["seconds"]["fastbptt"], info["seconds"]["packed"], strict=True)
+            parts["new weights"] = statistics.median(new - old for new, old in both)
         if "call" in own:
             parts["call"] = own["call"]
-    return parts | {rest: max(0, ours - sum(parts.values()))}
+    return parts | {rest: ours - sum(parts.values())}
 
 
 def share_of_limit(info: Info, curves: bool = True) -> float:

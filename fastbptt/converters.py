@@ -80,7 +80,7 @@ def from_onnx(
     Raises
     ------
     TypeError, ValueError
-        Naming the array.
+        Naming the arrays; a TypeError if dtypes are all that is wrong.
     NotImplementedError
         Naming the attribute.
 
@@ -140,10 +140,13 @@ def from_onnx(
     H = _hidden_size(said, [r[2] for _, r, *_ in shapes], len(order))
     (D, _, I), rows = shapes[0][0], len(order) * H
     dtype = usual_dtype(y for part in stack for y in part.arrays)
-    arrays: dict[str, np.ndarray] = {}
+    faults: list[Exception] = []
     for part in stack:
         inputs = D * H if part.layer else max(I, 1)
-        part.check(dtype, [(D, rows, inputs), (D, rows, H), (D, 2 * rows)])
+        faults += part.faults(dtype, [(D, rows, inputs), (D, rows, H), (D, 2 * rows)])
+    _raise(faults)
+    arrays: dict[str, np.ndarray] = {}
+    for part in stack:
         w, r, b = (*part.arrays, np.zeros((D, 2 * rows), dtype))[:3]
         for d in range(D):
             one = w[d], r[d], b[d, :rows], b[d, rows:]
@@ -179,7 +182,7 @@ def from_keras(
     Raises
     ------
     TypeError, ValueError
-        Naming the array.
+        Naming the arrays; a TypeError if dtypes are all that is wrong.
 
     Notes
     -----
@@ -224,17 +227,21 @@ def from_keras(
             )
     dtype = usual_dtype(y for part in parts for y in part.arrays)
     two = kind == "GRU" and reset_after
-    arrays: dict[str, np.ndarray] = {}
+    faults: list[Exception] = []
     for part in parts:
-        kernel, recurrent, *bias = part.arrays
+        bias = part.arrays[2:]
         hint = "of several layers give a list of lists" if part.direction and not nested else ""
         turned = kind == "GRU" and bias and bias[0].shape == ((rows,) if two else (2, rows))
         of_bias = f"was the layer made with reset_after={not two}?" if turned else hint
-        part.check(
+        faults += part.faults(
             dtype,
             [(D * H if part.layer else max(I, 1), rows), (H, rows), (2, rows) if two else (rows,)],
             [hint, hint, of_bias],
         )
+    _raise(faults)
+    arrays: dict[str, np.ndarray] = {}
+    for part in parts:
+        kernel, recurrent, *bias = part.arrays
         both = np.zeros((2, rows), dtype)
         both[: 1 + two] = bias[0] if bias else 0  # without reset_after of the input alone
         suffix = _named(part.layer, part.direction)
@@ -262,11 +269,24 @@ class _Part:
             for y, label, rank in zip(given, self.labels, ranks, strict=False)
         ]
 
-    def check(
+    def faults(
         self, dtype: np.dtype, shapes: Sequence[tuple[int, ...]], hints: Sequence[str] = ("",) * 3
-    ) -> None:
+    ) -> list[Exception]:
+        """What each array's check says."""
+        found: list[Exception] = []
         for y, label, shape, hint in zip(self.arrays, self.labels, shapes, hints, strict=False):
-            checks.shaped(y, label, dtype, shape, hint)
+            try:
+                checks.shaped(y, label, dtype, shape, hint)
+            except (TypeError, ValueError) as error:
+                found.append(error)
+        return found
+
+
+def _raise(faults: list[Exception]) -> None:
+    """All of them in one error, a TypeError if dtypes are all that is wrong."""
+    if faults:
+        types = all(isinstance(fault, TypeError) for fault in faults)
+        raise (TypeError if types else ValueError)("; ".join(map(str, faults)))
 
 
 def _hidden_size(rows: Iterable[int], columns: Iterable[int], gates: int) -> int:

@@ -31,19 +31,27 @@ _within = threading.local()  # count and lender of `num_threads`, in the threads
 
 
 @functools.cache
-def quota(root: str = "/sys/fs/cgroup") -> int | None:
-    """How many cores' time a container of Linux has, where it may not have all it sees at once.
+def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
+    """How many cores' time a control group of Linux has, a container's as a rule, rounded up.
 
-    With more threads than that the kernel stops all of them for most of each tenth of a second.
+    With more threads than that the kernel stops all of them for a part of each tenth of a second.
+    None where there is no such limit, or none can be read.
     """
-    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
-        files = [pathlib.Path(root, name) for name in names]  # of control groups 2, and of 1
-        try:
-            most, period = " ".join(file.read_text() for file in files).split()
-        except OSError:
-            continue
-        return None if most in ("max", "-1") else max(1, int(most) // int(period))
-    return None
+    folders = [pathlib.Path(root)]
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(own).read_text().splitlines():
+            if line.startswith("0::"):  # of control groups 2; those above have limits, too
+                for part in pathlib.PurePosixPath(line[3:]).parts[1:]:
+                    folders.append(folders[-1] / part)
+    files = [[folder / "cpu.max"] for folder in folders]
+    files.append([folders[0] / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")])
+    found = []
+    for some in files:
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not there; "max"
+            most, period = map(int, " ".join(file.read_text() for file in some).split())
+            if most > 0:
+                found.append(-(-most // period))
+    return min(found, default=None)
 
 
 def _default_count() -> int:

@@ -6,15 +6,14 @@ Remez's exchange algorithm in 60 digits: Muller, Elementary Functions (3rd ed. 2
 import mpmath as mp
 import numpy as np
 
-from fastbptt.kernels.simd import FUSED
-
 DIGITS = 60
 GRID = 400  # points among which the extrema of the error are sought
 
 # Bits of the high part of ln 2: with the bits of the largest n they fit into a significand, so
 # that n times it is exact, Cody & Waite, Software Manual for the Elementary Functions (1980); or
-# all of float32, where an instruction multiplies and adds and rounds once.
-HIGH_BITS = {np.float32: 24 if FUSED else 15, np.float64: 41}
+# all of float32's, where an instruction multiplies and adds and rounds once.
+HIGH_BITS = {np.float32: 15, np.float64: 41}
+FUSED_BITS = 24
 # The least degrees that add less than 1/20 ulp to a result.
 EXPM1 = {np.float32: 4, np.float64: 9}
 
@@ -52,17 +51,25 @@ def _extrema(grid, errors):
     return [grid[k] for k in best]
 
 
+def minus_ln2(dtype, bits):
+    """(high, low) of -ln 2 with so many bits of the high part."""
+    with mp.workdps(DIGITS):
+        scale = mp.mpf(2) ** bits
+        high = mp.nint(mp.log(2) * scale) / scale
+        return dtype(-high), dtype(high - mp.log(2))
+
+
 def coefficients(dtype):
     """{field of elementary.Reduction: value}, those of exp(x)."""
     with mp.workdps(DIGITS):
         # Rounding x / ln 2 moves the ends of the reduced range by far less than a thousandth.
         end = mp.log(2) / 2 * mp.mpf("1.001")
         expm1 = remez(tail, -end, end, EXPM1[dtype])
-        scale = mp.mpf(2) ** HIGH_BITS[dtype]
-        high = mp.nint(mp.log(2) * scale) / scale
-        tuples = {"ln2": (high, mp.log(2) - high), "tail": (0.5, *expm1)}
-        made = {name: tuple(map(dtype, values)) for name, values in tuples.items()}
-        return {"log2_e": dtype(1 / mp.log(2)), **made}
+        return {
+            "log2_e": dtype(1 / mp.log(2)),
+            "minus_ln2": minus_ln2(dtype, HIGH_BITS[dtype]),
+            "tail": tuple(map(dtype, (0.5, *expm1))),
+        }
 
 
 def main():
@@ -70,6 +77,7 @@ def main():
         print(name)
         for field, value in coefficients(dtype).items():
             print(f"    {field}: " + ", ".join(map(str, np.atleast_1d(value))))
+    print("    minus_ln2, fused:", *minus_ln2(np.float32, FUSED_BITS))
 
 
 if __name__ == "__main__":

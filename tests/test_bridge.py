@@ -1,12 +1,4 @@
-"""fastbptt.bridges.torch against torch.nn: results, gradients, errors, life cycle."""
-
-import copy
-import importlib.util
-import io
-import itertools
-import multiprocessing
-import pathlib
-import pickle
+"""fastbptt.bridges.torch against torch.nn: results and gradients."""
 
 import numpy as np
 import pytest
@@ -14,35 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch_twins import DTYPES, KINDS, close, parts_of, twins
 
 import fastbptt as fb
 from fastbptt.bridges import torch as bridge
-from fastbptt.bridges import torch_autograd as autograd
-
-KINDS = ("RNN", "GRU", "LSTM")
-EXAMPLE = pathlib.Path(__file__).parent.parent / "examples" / "characters.py"
-DTYPES = (torch.float32, torch.float64)
-
-
-def twins(kind, *arguments, **keywords):
-    """torch.nn's module and the bridge's, from the same seed."""
-    modules = []
-    for library in (torch.nn, bridge):
-        torch.manual_seed(0)
-        modules.append(getattr(library, kind)(*arguments, **keywords))
-    return modules
-
-
-def parts_of(state):
-    return state if isinstance(state, tuple) else (state,)
-
-
-def close(one, other):
-    assert one.shape == other.shape
-    assert one.dtype == other.dtype
-    scale = max(1, other.detach().abs().max().item()) if other.numel() else 1
-    atol = scale * (1e-12 if other.dtype == torch.float64 else 1e-5)
-    torch.testing.assert_close(one, other, rtol=0, atol=atol)
+from fastbptt.network import Network
 
 
 @settings(deadline=None, max_examples=120)
@@ -54,13 +22,17 @@ def close(one, other):
     bias=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     form=st.sampled_from(["batch", "unbatched", "packed", "packed sorted", "strided"]),
-    wanted=st.lists(st.booleans(), min_size=4, max_size=4),
+    wanted=st.one_of(
+        *(st.just([given] * 28) for given in (True, False)),
+        st.lists(st.booleans(), min_size=28, max_size=28),
+    ),
     sizes=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 9), st.integers(1, 20)),
     seed=st.integers(0, 99),
 )
 def test_results_and_gradients_of_any_subset(
     kind, layers, bidirectional, batch_first, bias, dtype, form, wanted, sizes, seed
 ):
+    """`wanted`: whether a state is given, and gradients of x, each state and each parameter."""
     T, B, I, H = sizes
     modules = twins(
         kind, I, H, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional,
@@ -68,22 +40,29 @@ def test_results_and_gradients_of_any_subset(
     )  # fmt: skip
     torch.manual_seed(seed)
     shape = (T, I) if form == "unbatched" else (B, T, I) if batch_first else (T, B, I)
-    x = torch.randn(shape, dtype=dtype)
-    if form == "strided":
-        x = torch.randn(*shape[::-1], dtype=dtype).permute(2, 1, 0)
+
+    def draw(shape):
+        """Leaves, which are dense and in order unless all of them are to be strided."""
+        if form != "strided":
+            return torch.randn(shape, dtype=dtype)
+        return torch.randn(*shape[::-1], dtype=dtype).permute(*range(len(shape))[::-1])
+
+    x = draw(shape)
     D, parts = 1 + bidirectional, 2 if kind == "LSTM" else 1
     end = (layers * D, H) if form == "unbatched" else (layers * D, B, H)
-    states = [torch.randn(end, dtype=dtype) for _ in range(parts)]
+    states = [draw(end) for _ in range(parts)]
     lengths = torch.randint(1, T + 1, (B,))
     if form == "packed sorted":
         lengths = lengths.sort(descending=True).values
-    of_x, of_state, of_weights, given_state = wanted
+    given_state, of_x, *of_rest = wanted
     seen = []
     for module in modules:
-        module.requires_grad_(of_weights)
-        given_x = x.clone().requires_grad_(of_x) if form != "strided" else x.requires_grad_(of_x)
-        given_x.grad = None
-        hx = [y.clone().requires_grad_(of_state) for y in states]
+        for parameter, of_it in zip(module.parameters(), of_rest[2:], strict=False):
+            parameter.requires_grad_(of_it)
+        # detached and not copied, which might change the strides
+        given_x, *hx = (y.detach() for y in (x, *states))
+        for y, of_it in zip((given_x, *hx), (of_x, *of_rest), strict=False):
+            y.requires_grad_(of_it)
         data = given_x
         if form.startswith("packed"):
             data = pack_padded_sequence(
@@ -94,7 +73,7 @@ def test_results_and_gradients_of_any_subset(
         results = [output.data if isinstance(output, PackedSequence) else output, *parts_of(last)]
         if any(y.requires_grad for y in results):
             torch.manual_seed(seed)
-            torch.autograd.backward(results, [torch.randn_like(y) for y in results])
+            torch.autograd.backward(results, [draw(y.shape) for y in results])
         gradients = [y.grad for y in (given_x, *hx, *module.parameters())]
         seen.append((output, results, gradients))
     (first, results, gradients), (second, *others) = seen
@@ -109,6 +88,31 @@ def test_results_and_gradients_of_any_subset(
         assert (one is None) == (other is None)
         if one is not None:
             close(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_in_order_is_not_copied(kind, monkeypatch):
+    """Given to the net where it lies, and without gradients the net's own output is returned."""
+    given, made, trace, call = [], [], Network.trace, Network.__call__
+
+    def traced(net, x, *rest):
+        given.append(x)
+        return trace(net, x, *rest)
+
+    def called(net, x, *rest):
+        given.append(x)
+        made.append(call(net, x, *rest))
+        return made[-1]
+
+    monkeypatch.setattr(Network, "trace", traced)
+    monkeypatch.setattr(Network, "__call__", called)
+    module, x = getattr(bridge, kind)(32, 64), torch.randn(7, 3, 32)
+    module(x)
+    with torch.no_grad():
+        output, _ = module(x)
+    assert len(given) == 2
+    assert all(np.shares_memory(one, x.numpy()) for one in given)
+    assert np.shares_memory(output.numpy(), made[0][0])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -310,303 +314,3 @@ def test_several_forwards_before_and_several_backwards_after():
             loss.backward()
     for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
         close(other.grad, one.grad)
-
-
-def test_second_derivatives_are_refused_in_words():
-    module, x = bridge.GRU(3, 5), torch.randn(6, 2, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
-    with pytest.raises(
-        RuntimeError, match=r"second derivatives are not implemented; use torch\.nn"
-    ):
-        gradient.sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("x", "state", "error", "message"),
-    [
-        (torch.zeros(3, 2, 4).half(), None, NotImplementedError, r"float16.*use \.float\(\)"),
-        (torch.zeros(3, 2, 4).bfloat16(), None, NotImplementedError, "bfloat16"),
-        (torch.zeros(3, 2, 4, device="meta"), None, NotImplementedError, "is on meta.*CPU"),
-        (torch.zeros(3, 2, 4).double(), None, ValueError, "same dtype as weight"),
-        (torch.zeros(3, 2, 4, dtype=torch.int64), None, NotImplementedError, "int64"),
-        (torch.zeros(3, 2, 5), None, RuntimeError, "Expected 4, got 5"),
-        (torch.zeros(3, 2, 4, 1), None, ValueError, "2D or 3D, got 4D"),
-        (torch.zeros(4), None, ValueError, "2D or 3D, got 1D"),
-        (torch.zeros(3, 2, 4), torch.zeros(1, 3, 6), RuntimeError, "hidden"),
-        (torch.zeros(3, 2, 4), torch.zeros(2, 6), RuntimeError, "3-D but got 2-D tensor$"),
-        (torch.zeros(3, 4), torch.zeros(1, 2, 6), RuntimeError, "2-D but got 3-D tensor$"),
-        (torch.zeros(3, 2, 4), torch.zeros(1, 2, 6).double(), ValueError, "hx"),
-    ],
-)
-def test_what_cannot_be_computed_is_said(x, state, error, message):
-    with pytest.raises(error, match=message):
-        bridge.GRU(4, 6)(x, state)
-
-
-def test_modules_that_cannot_be_computed_say_so():
-    x = torch.zeros(3, 2, 4)
-    with pytest.raises(NotImplementedError, match="proj_size=2 is not implemented"):
-        bridge.LSTM(4, 6, proj_size=2)(x)
-    with pytest.raises(NotImplementedError, match=r"fastbptt: weight_ih_l0 is of torch\.float16"):
-        bridge.LSTM(4, 6).half()(x.half())
-    with torch.autocast("cpu"), pytest.raises(NotImplementedError, match="autocast"):
-        bridge.LSTM(4, 6)(x)
-    with pytest.raises(RuntimeError, match="two hidden states, got 3"):
-        bridge.LSTM(4, 6)(x, (torch.zeros(1, 2, 6),) * 3)
-
-
-@pytest.mark.parametrize(
-    ("odd", "others", "message"),
-    [
-        (("weight_hh_l0",), "float32", r"^weight_hh_l0: expected torch.float32 .* torch.float64; "),
-        (("weight_ih_l0",), "float64", r"^weight_ih_l0: expected torch.float64 .* torch.float32; "),
-        (("bias_ih_l0", "bias_hh_l1"), "float32", "^bias_ih_l0, bias_hh_l1: expected torch.float3"),
-    ],
-)
-@pytest.mark.parametrize("call", [lambda module: module(torch.ones(3, 2, 4)), bridge.from_module])
-def test_the_parameters_of_another_dtype_are_named(call, odd, others, message):
-    module = bridge.GRU(4, 6, 2, dtype=getattr(torch, others))
-    for name in odd:
-        y = getattr(module, name)
-        y.data = y.data.float() if others == "float64" else y.data.double()
-    with pytest.raises(TypeError, match=rf"{message}.*module\.float\(\) or module\.double\(\)"):
-        call(module)
-
-
-STATE = torch.zeros(1, 2, 6)
-
-
-@pytest.mark.parametrize(
-    ("kind", "x", "hx", "message"),
-    [
-        (
-            "GRU",
-            np.zeros((3, 2, 4)),
-            None,
-            "input: expected a Tensor or PackedSequence, got ndarray",
-        ),
-        ("GRU", None, None, "input: expected a Tensor or PackedSequence, got NoneType"),
-        ("GRU", torch.zeros(3, 2, 4), (STATE,), "hx: expected a Tensor, got tuple"),
-        ("RNN", torch.zeros(3, 2, 4), STATE.numpy(), "hx: expected a Tensor, got ndarray"),
-        (
-            "LSTM",
-            torch.zeros(3, 2, 4),
-            torch.zeros(2, 1, 2, 6),
-            "hx: expected a tuple .* got Tensor",
-        ),
-        ("LSTM", torch.zeros(3, 2, 4), STATE, "hx: expected a tuple .* got Tensor"),
-        (
-            "LSTM",
-            torch.zeros(3, 2, 4),
-            (STATE, STATE.numpy()),
-            "hx: expected a Tensor, got ndarray",
-        ),
-        ("LSTM", torch.zeros(3, 2, 4), (STATE, None), "hx: expected a Tensor, got NoneType"),
-    ],
-)
-def test_what_is_no_tensor_is_said(kind, x, hx, message):
-    with pytest.raises(TypeError, match=message):
-        getattr(bridge, kind)(4, 6)(x, hx)
-
-
-def test_a_list_of_states_and_no_steps():
-    """torch.nn takes the first as well, and raises for the second."""
-    module, x = bridge.LSTM(4, 6), torch.randn(3, 2, 4)
-    assert torch.equal(module(x, [STATE, STATE])[0], module(x)[0])
-    output, (h, c) = module(x[:0], (STATE + 1, STATE + 2))
-    assert output.shape == (0, 2, 6)
-    assert torch.equal(h, STATE + 1)
-    assert torch.equal(c, STATE + 2)
-
-
-class Model(torch.nn.Module):
-    """Layers of every kind, in the model and in its parts."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(4, 4)
-        self.gru = torch.nn.GRU(4, 6, 2, bidirectional=True)
-        self.rest = torch.nn.ModuleList([torch.nn.LSTM(12, 5), torch.nn.RNN(5, 3)])
-
-    def forward(self, x):
-        x, _ = self.gru(self.first(x))
-        for layer in self.rest:
-            x, _ = layer(x)
-        return x
-
-
-def test_accelerate_and_restore_leave_everything_else_in_place():
-    torch.manual_seed(0)
-    model, x = Model().eval(), torch.randn(5, 3, 4)
-    wanted, names = model(x), [name for name, _ in model.named_parameters()]
-    optimiser = torch.optim.SGD(model.parameters(), 0.1)
-    called = []
-    model.gru.register_forward_hook(lambda *_: called.append(1))
-    before = list(model.parameters())
-    assert bridge.accelerate(model) is model
-    assert [type(m) for m in (model.gru, *model.rest)] == [bridge.GRU, bridge.LSTM, bridge.RNN]
-    assert type(model.first) is torch.nn.Linear
-    close(model(x), wanted)
-    assert called
-    assert not model.gru.training
-    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
-    assert [name for name, _ in model.named_parameters()] == names
-    model(x).sum().backward()
-    optimiser.step()
-    stepped = model(x)
-    assert (stepped != wanted).any()
-    bridge.restore(model)
-    assert [type(m) for m in (model.gru, *model.rest)] == [
-        torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN,
-    ]  # fmt: skip
-    close(stepped, model(x))
-    assert type(bridge.accelerate(torch.nn.GRU(3, 4))) is bridge.GRU
-    own = type("Own", (torch.nn.GRU,), {})(3, 4)
-    with pytest.warns(UserWarning, match=r"leaves alone the model \(Own is a subclass"):
-        assert type(bridge.accelerate(own)) is type(own)
-
-
-def test_accelerate_names_what_it_leaves_alone():
-    model = torch.nn.Sequential(torch.nn.LSTM(3, 4, proj_size=2), torch.nn.GRU(2, 3).half())
-    with pytest.warns(UserWarning, match=r"0 \(proj_size=2.*1 \(weight_ih_l0 is of torch.float16"):
-        bridge.accelerate(model)
-    assert type(model[0]) is torch.nn.LSTM
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_accelerate_names_cells(kind):
-    cell = getattr(torch.nn, kind + "Cell")
-    with pytest.warns(UserWarning, match=rf"alone 0 \({kind}Cell computes one step\)$"):
-        bridge.accelerate(torch.nn.Sequential(cell(3, 4), torch.nn.GRU(4, 5)))
-
-
-def test_accelerate_names_subclasses_but_for_its_own():
-    model = torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.LSTM(4, 5))
-    torch.nn.utils.parametrizations.weight_norm(model[0], "weight_hh_l0")
-    before = type(model[0])
-    with pytest.warns(UserWarning, match=r"leaves alone 0 \(ParametrizedGRU is a subclass[^;]*$"):
-        bridge.accelerate(model)
-    assert type(model[0]) is before
-    assert type(model[1]) is bridge.LSTM
-    bridge.accelerate(model[1])  # once more, and of whoever subclasses the bridge's: no warning
-    bridge.accelerate(type("Own", (bridge.GRU,), {})(3, 4))
-
-
-def test_copies_pickles_and_state_dicts():
-    module, x = bridge.LSTM(3, 5, 2), torch.randn(6, 2, 3)
-    wanted = module(x)[0].detach()
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    loaded = torch.nn.LSTM(3, 5, 2)
-    loaded.load_state_dict(torch.load(file))
-    close(loaded(x)[0], wanted)
-    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert type(other) is bridge.LSTM
-        assert torch.equal(other(x)[0], wanted)
-        with torch.no_grad():
-            other.weight_hh_l0.zero_()
-        assert torch.equal(module(x)[0], wanted)
-    assert repr(module) == repr(torch.nn.LSTM(3, 5, 2))
-    assert fb.from_state_dict(module.state_dict())(x.numpy())[0].shape == (6, 2, 5)
-
-
-class Encoded(torch.utils.data.Dataset):
-    """Items that a recurrent layer makes, in a worker process."""
-
-    def __init__(self):
-        self.module = bridge.GRU(3, 5).requires_grad_(False)
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, i):
-        return self.module(torch.full((2, 3), float(i)))[0]
-
-
-@pytest.mark.parametrize(
-    "method", sorted({"fork", "spawn"} & {*multiprocessing.get_all_start_methods()})
-)
-def test_in_the_workers_of_a_data_loader(method):
-    data = Encoded()
-    wanted = torch.stack([data[i] for i in range(4)])
-    loader = torch.utils.data.DataLoader(
-        data, batch_size=2, num_workers=2, multiprocessing_context=method
-    )
-    torch.testing.assert_close(torch.cat(list(loader)), wanted, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("lent", [True, False])
-def test_torch_says_how_many_threads(monkeypatch, lent):
-    seen = []
-    available = fb.threads.available
-    if not lent:
-        monkeypatch.setattr(autograd, "_openmp", None)
-    monkeypatch.setattr(
-        "fastbptt.layers.available",
-        lambda cost: (seen.append(fb.get_num_threads()), available(cost))[1],
-    )
-    monkeypatch.setattr(autograd, "_WORTH_SHARING", 0)
-    before, own = torch.get_num_threads(), fb.get_num_threads()
-    module, x = bridge.RNN(3, 5), torch.randn(6, 2, 3, requires_grad=True)
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            module(x)[0].sum().backward()
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [1] * (len(seen) // 2) + [2] * (len(seen) // 2)
-    assert seen
-    assert fb.get_num_threads() == own
-
-
-def test_the_example(capsys):
-    spec = importlib.util.spec_from_file_location("characters", EXAMPLE)
-    characters = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(characters)
-    for cell in KINDS:
-        theirs, ours = characters.main(["--cell", cell, "--steps", "6", "--length", "32"])
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    assert "x, with" in capsys.readouterr().out
-
-
-def test_a_training_goes_as_torch_nn_does():
-    """Ten steps of Adam from the same seed: the losses agree to rounding."""
-    losses = []
-    for library, kind in itertools.product((torch.nn, bridge), KINDS):
-        torch.manual_seed(0)
-        layer, head = getattr(library, kind)(8, 24), torch.nn.Linear(24, 8)
-        optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], 1e-2)
-        codes = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (31, 6)))
-        x = torch.nn.functional.one_hot(codes, 8).float()
-        for _ in range(10):
-            optimiser.zero_grad()
-            guess = head(layer(x[:-1])[0])
-            loss = torch.nn.functional.cross_entropy(guess.flatten(0, 1), codes[1:].flatten())
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-    theirs, ours = np.split(np.array(losses), 2)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    assert (np.diff(ours.reshape(3, 10), axis=1) < 0).all()
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_accelerate_names_scripted_and_quantized_layers():
-    scripted = torch.jit.script(torch.nn.GRU(3, 4))
-    with pytest.warns(UserWarning, match=r"leaves alone 0 \(GRU is scripted or traced\)$"):
-        bridge.accelerate(torch.nn.Sequential(scripted, torch.jit.script(torch.nn.Linear(4, 4))))
-    quantized = torch.ao.nn.quantized.dynamic.LSTM(3, 4)
-    with pytest.warns(UserWarning, match=r"leaves alone the model \(LSTM is quantized\)$"):
-        bridge.accelerate(quantized)
-    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
-        bridge.accelerate([torch.nn.GRU(3, 4)])
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 3, 3)])
-def test_a_packed_sequence_has_two_dimensions(shape):
-    packed = PackedSequence(torch.ones(shape), torch.tensor([2, 2]))
-    for module in twins("GRU", 3, 4):
-        with pytest.raises(RuntimeError, match=f"input must have 2 dimensions, got {len(shape)}"):
-            module(packed)

@@ -1,6 +1,7 @@
 """Weights of ONNX and Keras: by their own libraries, by their equations, and faults by name."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -71,8 +72,16 @@ def test_onnx_in_layers_and_what_it_lacks():
         fb.from_onnx(W[0], R, B, kind="GRU")
     with pytest.raises(ValueError, match="expected as many of each, one or more, got 2, 1, 1"):
         fb.from_onnx([W, W2], [R], [B], kind="GRU")
-    with pytest.raises(ValueError, match=r"^W: expected shape \(2, 20, 4\), got \(2, 15, 4\)$"):
+    wanted = "W: expected shape (2, 20, 4), got (2, 15, 4); "
+    wanted += "R: expected shape (2, 20, 5), got (2, 15, 5); "
+    wanted += "B: expected shape (2, 40), got (2, 30)"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
         fb.from_onnx(W, R, B, kind="LSTM")
+    odd = R.astype(np.float32)
+    with pytest.raises(TypeError, match=r"^R of layer 0: .*; R of layer 1: [^;]*float32[^;]*"):
+        fb.from_onnx([W, W2], [odd, odd], [B, B], kind="GRU")
+    with pytest.raises(ValueError, match=r"^R of layer 0: .*; B of layer 1: expected shape"):
+        fb.from_onnx([W, W2], [odd, R], [B, B[:, :29]], kind="GRU")
     with pytest.raises(ValueError, match="kind: expected one of RNN, GRU, LSTM"):
         fb.from_onnx(W, R, B, kind="MGU")
 
@@ -123,7 +132,10 @@ def test_keras_arrays_that_do_not_fit():
         fb.from_keras([kernel, recurrent, np.stack([bias, bias])], kind="GRU", reset_after=False)
     with pytest.raises(ValueError, match=r"bias: expected shape \(15,\), got \(2, 15\)$"):
         fb.from_keras([kernel, np.zeros((15, 15)), np.stack([bias, bias])], kind="RNN")
-    with pytest.raises(ValueError, match=r"^kernel: expected shape \(4, 20\), got \(4, 15\)$"):
+    wanted = "kernel: expected shape (4, 20), got (4, 15); "
+    wanted += "recurrent_kernel: expected shape (5, 20), got (5, 15); "
+    wanted += "bias: expected shape (20,), got (15,)"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
         fb.from_keras([kernel, recurrent, bias], kind="LSTM")
     with pytest.raises(ValueError, match="recurrent_kernel: expected 2 dimensions"):
         fb.from_keras([kernel, bias, bias], kind="GRU")

@@ -38,10 +38,12 @@ def test_panels_on_another_processor(tmp_path, processor, without):
     run(tmp_path, processor, without, str(TESTS / "test_panels.py"))
 
 
+# "generic": Numba compiles for less than the processor has
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="issue 2: names x86 processors")
-def test_curves_without_an_instruction_that_multiplies_and_adds(tmp_path):
-    chosen = "4093rd or doubles or special or bits_of_the_value or coefficients"
-    run(tmp_path, *PROCESSORS[1], str(TESTS / "test_elementary.py"), "-k", chosen)
+@pytest.mark.parametrize(("processor", "without"), [*PROCESSORS, ("generic", "")])
+def test_curves_on_another_processor(tmp_path, processor, without):
+    chosen = "4093rd or doubles or special or bits_of_the_value"
+    run(tmp_path, processor, without, str(TESTS / "test_elementary.py"), "-k", chosen)
 
 
 _LOOP = """

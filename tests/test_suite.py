@@ -173,6 +173,59 @@ def test_each_call_of_the_bridge_has_other_weights(table, monkeypatch):
         assert len(loaded) == 3
 
 
+def test_weights_of_the_last_call_are_not_loaded_again(table, monkeypatch):
+    import cases
+    import peers
+
+    case = cases.Case("train", 4, 2, 3, 8, cell="gru")
+    call = peers.fastbptt_train(case, cases.inputs(case), new=False)
+    before = call()
+    monkeypatch.setattr(Network, "load_state_dict", None)
+    for again, y in zip(call(), before, strict=True):
+        assert np.array_equal(again, y)
+
+
+def test_a_step_without_its_layer(table, monkeypatch):
+    """Its dense layer is the identity, so that what reaches the layer's output is dy."""
+    import cases
+    import peers
+    import torch
+
+    updated, step = [], torch.optim.Adam.step
+
+    def noted(optimiser, *arguments):
+        updated.append([y.grad is not None for y in optimiser.param_groups[0]["params"]])
+        return step(optimiser, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    monkeypatch.setattr(torch.nn.LSTM, "forward", None)
+    case = cases.Case("step", 4, 2, 3, 8, cell="lstm")
+    data = cases.inputs(case)
+    call = peers.step_without_layer(case, data)
+    for _ in range(2):
+        (d_output,) = call()
+        assert np.abs(d_output.numpy() - data.dy).max() < 1e-5
+    assert updated == [[True] * 6] * 2  # four of the layer, two of the dense one
+
+
+def test_the_short_subset():
+    """Five minutes: the small shapes and one of the middle, both tasks, the stream, a start."""
+    command = [sys.executable, "-m", "pytest", "benches", "--short", "--collect-only", "-q"]
+    command += ["-p", "no:cacheprovider"]
+    result = subprocess.run(
+        command, cwd=BENCHES.parent, capture_output=True, text=True, timeout=120, check=True
+    )
+    names = [line.split("::")[1] for line in result.stdout.splitlines() if "::" in line]
+    shapes = ("T1000-B1-I32-H64", "T1000-B1-I64-H256", "T300-B32-I64-H256")
+    for task in ("forward", "train"):
+        for kind in ("tanh", "gru", "lstm"):
+            for shape in shapes:
+                assert any(f"[{task}-{kind}-float32-{shape}-" in name for name in names)
+    assert {"test_stream[stream-tanh-float32-T10000-B1-I32-H64-k8]", "test_import"} <= set(names)
+    long = ("float64", "relu", "H1024", "test_sizes", "1000000-", "ten_million")
+    assert not any(word in name for word in long for name in names)
+
+
 def test_what_a_bench_notes_makes_a_row(table, results, written, monkeypatch):
     import cases
     import peers

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from reports import (
+    BATCH,
     LIMITS,
     LOST,
     MICRO,
@@ -69,21 +70,26 @@ def test_curves_are_no_excuse(results):
         assert results.sweep_bar(row) == met
 
 
-def test_the_bar_of_small_nets_is_read_against_jax(table, results):
+def test_the_bar_of_small_nets_is_read_against_jax(results):
+    import columns
+
     seconds = {"fastbptt": [0.8] * 3, "torch (1)": [40] * 3}
     seconds |= {"jax (1)": [2.2] * 3, "jax expert (1)": [1.4] * 3, "call": [0.1] * 3}
     row = case("train", ONE, "rnn", seconds)
     assert not results.sweep_bar(row)
     limit = 0.8 * results.share_of_limit(row)
-    assert f"limit {1.4 / limit:.2f} x, {2.2 / limit:.2f} x jax" in table.binding(row, False)
+    assert f"limit {1.4 / limit:.2f} x, {2.2 / limit:.2f} x jax" in columns.binding(row, False)
 
 
-def test_a_row_that_is_lost(table, text):
+def test_a_row_that_is_lost(text):
+    import sweep_tables
+
     (lost,) = rows(text[text.index("Train, 0 of 1 rows") :], "T, B, I, H")
     assert lost["ratio (min–max)"] == "0.80 (0.80–0.80)"
     assert lost["bar"] == "**missed**"
     assert "at the limit" in lost["limited by"]
-    found = [(library, round(value, 2)) for library, value in table.winners([WON, LOST]).values()]
+    winners = sweep_tables.winners([WON, LOST]).values()
+    found = [(library, round(value, 2)) for library, value in winners]
     assert found == [("fastbptt", 2.0), ("torch", 0.8)]
 
 
@@ -289,9 +295,66 @@ def test_pictures(pictures, written, tmp_path, monkeypatch):
 def test_the_lines_of_a_picture(pictures):
     first = case("sizes", (100, 1, 64, 64), "rnn", {"fastbptt": [2, 2, 2], "jax (1)": [3, 5, 4]})
     second = first | {"H": 16}
-    found = pictures.lines([first, second], lambda info, seconds: seconds / MICRO)
+    infos = [pictures.with_limit(info) for info in (first, second)]
+    found = pictures.lines(infos, lambda info, seconds: seconds / MICRO)
     assert found["jax"].tolist() == [[16, 64], [4, 4]]
-    assert list(found) == ["fastbptt", "jax"]
+    assert list(found) == ["fastbptt", "jax", "limit"]
+    # 16384 operations at 100 GFLOP/s, 16 KB from L1 in place of half of them, 64 tanhs
+    assert found["limit"][1][1] == pytest.approx(0.082 + 0.164 + 0.032, abs=1e-3)
+
+
+def test_sizes_that_are_lost(table, results, written):
+    won = case("sizes", ONE, "gru", {"fastbptt": [2, 2, 2], "jax (1)": [3, 5, 4]})
+    text = table.text(results.read([written(won)]), None)
+    assert "Of the 1 sizes of the pictures, fastbptt is fastest in all." in text
+    lost = case("sizes", BATCH, "rnn", {"fastbptt": [8, 8, 8], "torch (1)": [6, 6, 6]})
+    text = table.text(results.read([written(won, lost)]), None)
+    assert "Of the 2 sizes of the pictures, fastbptt is fastest in 1; the others:" in text
+    (row,) = rows(text, "T, B, I, H")
+    assert (row["cell"], row["ratio (min–max)"]) == ("tanh", "0.75 (0.75–0.75)")
+    assert row["our time goes to"] == "arithmetic 66%, rest 22%, curves 13%"
+
+
+def test_smaller_nets_are_none_of_the_matrix(table, results, written):
+    seconds = {"fastbptt": [1] * 3, "jax (1)": [4] * 3, "torch (1)": [40] * 3}
+    small = case("train", (1000, 1, 32, 16), "rnn", seconds)
+    run = results.read([written(LOST, small)])
+    text = table.text(run, run)
+    assert "Train, 0 of 1 rows at their bar:" in text
+    assert "In a second run 0 of 1 rows of train are at their bar." in text
+    (row,) = rows(text[text.index("Train, smaller nets:") :], "T, B, I, H")
+    assert (row["T, B, I, H"], row["bar"]) == ("1000, 1, 32, 16", "met")
+
+
+def test_a_row_without_a_bar_that_is_lost_says_where_the_time_goes(table, results, written):
+    lost = LOST | {"task": "stream", "k": 16, "seconds": LOST["seconds"] | {"forward": [1, 1, 1]}}
+    text = table.text(results.read([written(lost)]), None)
+    (row,) = rows(text, "H, k")
+    assert row["bar"] == "–"
+    assert "rest" in row["limited by"]
+    assert "at the limit" in row["limited by"]
+
+
+def test_peak_memory(table, results, written):
+    train = {"task": "memory of a", "of": "train", "cell": "gru", "shape": [3, 2, 4, 5]}
+    train |= {"growth_bytes": {"fastbptt": 16.4e6, "torch": 41e6}}
+    forward = train | {"task": "memory of b", "of": "forward"}
+    forward["growth_bytes"] = {"fastbptt": 4e6, "torch": 7e6, "onnxruntime": 9e6}
+    found = rows(table.text(results.read([written(train, forward)]), None), "T, B, I, H")
+    assert [list(row.values()) for row in found] == [
+        ["3, 2, 4, 5", "train", "gru", "16", "41", "–"],
+        ["3, 2, 4, 5", "forward", "gru", "4", "7", "9"],
+    ]
+
+
+def test_windows_count_in_what_a_second_run_agrees_on(table, results, written):
+    windows = {"task": "windows 1 100", "threads": 1, "lag": 100, "T": 10, "size": 8, "bar": 8}
+    windows |= {"note": "", "error": 0.001}
+    windows["seconds"] = {"fastbptt": [1.0] * 3, "numpy (1)": [9.0] * 3}
+    first = results.read([written(WON, windows, START)])
+    slower = windows | {"seconds": windows["seconds"] | {"fastbptt": [10.0] * 3}}
+    assert "fastest in 2 of 2 rows" in table.text(first, first)
+    assert "fastest in 1 of 2 rows" in table.text(first, results.read([written(WON, slower)]))
 
 
 def test_calls_of_few_steps_have_a_table_of_their_own(table, results, written):
@@ -303,8 +366,8 @@ def test_calls_of_few_steps_have_a_table_of_their_own(table, results, written):
     (row,) = rows(text, "task")
     assert list(row.values()) == [
         *("train", "gru", "10", "20", "numpy (1): 40", "1.60 (1.50–2.00)"),
-        *("4.5", "–", "–", "1.6", "–"),
-        "W from L1 49%, arithmetic 31%, call 10%, new weights 5%, curves 5%",
+        *("4.5", "–", "–", "1.6", "–", "85%"),
+        "W from L1 49%, arithmetic 31%, new weights 10%, call 5%, curves 5%",
     ]
     assert "Forward, 1 of 1 rows at their bar" in text
     assert "Train," not in text
@@ -317,10 +380,12 @@ def test_a_whole_training_step(table, results, written):
     seconds = {"fastbptt": [60, 70, 90], "torch (2)": [84, 77, 90]}
     seconds |= {"layer": [42, 49, 56], "torch alone": [14, 14, 14]}
     one = case("train", shape, "lstm", seconds)
-    text = table.text(results.read([written(one | {"task": "step", "threads": 2})]), None)
+    text = table.text(
+        results.read([written(one | {"task": "step", "threads": 2, "sharers": 2})]), None
+    )
     (row,) = rows(text, "T, B, I, H")
     assert list(row.values()) == [
-        *("100, 8, 64, 128", "lstm", "2", "7", "torch (2): 8.4", "1.10 (1.00–1.40)"),
+        *("100, 8, 64, 128", "lstm", "2", "7", "torch (2): 8.4", "1.10 (1.00–1.40)", "71%"),
         "layer 70%, torch alone 20%, bridge 10%",
     ]
 
@@ -331,7 +396,7 @@ def test_a_layer_through_the_bridge(table, results, written):
     text = table.text(results.read([written(one)]), None)
     (row,) = rows(text, "layer")
     assert list(row.values()) == [
-        *("gru", "2", "torch (1): 30", "11.0 (9.0–15.0)"),
+        *("gru", "2", "torch (1): 30", "11.0 (9.0–15.0)", "85%"),
         *("layer 75%, bridge and torch 25%", "met"),
     ]
 
@@ -356,7 +421,7 @@ def test_the_bars_of_a_stream(table, results, written, H, k, jax, share, said):
     text = table.text(results.read([written(LIMITS, stream | {"task": "stream", "k": k})]), None)
     (row,) = rows(text, "H, k")
     assert row["bar"] == said
-    assert ("at the limit" in row["limited by"]) == ("missed" in said)
+    assert ("at the limit" in row["limited by"]) == ("missed" in said or jax < 1)
     assert [row[library] for library in ("torch", "numpy", "lyapax")] == ["9", "20", "–"]
     if (H, k) == (64, 8):
         # the operations of a step take `share` of a microsecond, 64 tanhs 0.032
@@ -391,8 +456,12 @@ def test_what_full_measures_beside_the_usual_rows(table, results, written):
     text = table.text(results.read([written(LIMITS, WON, relu, *double)]), None)
     assert len(rows(text, "T, B, I, H")) == 1
     some, both = rows(text, "task")
-    assert list(some.values())[1:] == ["relu", "float32", "1 of 1", "0 of 1", "1.25", "1.25"]
-    assert list(both.values())[1:] == ["tanh", "float64", "2 of 2", "2 of 2", "1.25", "1.58"]
+    assert list(some.values())[1:] == [
+        *("relu", "float32", "1 of 1", "0 of 1", "1.25", "1.25", "51% (51%–51%)"),
+    ]
+    assert list(both.values())[1:] == [
+        *("tanh", "float64", "2 of 2", "2 of 2", "1.25", "1.58", "130% (103%–157%)"),
+    ]
     missed = rows(text[text.index("Those below their bar:") :], "T, B, I, H")
     assert [row["cell"] for row in missed] == ["relu"]
 

@@ -288,8 +288,9 @@ def test_a_bad_number_of_threads(count, error):
 @pytest.mark.parametrize(("given", "wanted"), [("3", 3), ("2,4", 2), ("0", None), ("x", None)])
 def test_omp_num_threads_is_the_default(monkeypatch, given, wanted):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    cores = len(os.sched_getaffinity(0))
-    assert threads._default_count() == (wanted or min(cores, threads.quota() or cores))
+    monkeypatch.setattr(threads, "quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert threads._default_count() == (wanted or 8)
 
 
 @pytest.mark.parametrize(
@@ -297,21 +298,34 @@ def test_omp_num_threads_is_the_default(monkeypatch, given, wanted):
     [
         ({}, None),
         ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 3),
         ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "400000 100000\n", "a/cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "max 100000\n", "a/b/cpu.max": "200000 100000\n"}, 2),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.max": ""}, None),
+        ({"cpu.max": "1 2 3"}, None),
+        ({"cpu.max": "100000 0"}, None),
+        ({"cpu.max": "some 100000"}, None),
     ],
 )
-def test_a_container_has_no_more_cores_than_its_time(tmp_path, monkeypatch, files, wanted):
+def test_the_quota_of_a_container(tmp_path, files, wanted):
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(content)
-    assert threads.quota(str(tmp_path)) == wanted
-    monkeypatch.setattr(threads, "quota", lambda: wanted)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    (tmp_path / "own").write_text("1:name=x:/c\n0::/a/b\n")
+    assert threads.quota(str(tmp_path), str(tmp_path / "own")) == wanted
+    if "a/b/cpu.max" in files:
+        assert threads.quota(str(tmp_path), str(tmp_path / "none")) is None
+
+
+@pytest.mark.parametrize(("given", "cores", "wanted"), [(None, 8, 8), (3, 8, 3), (3, 2, 2)])
+def test_threads_are_no_more_than_a_quota_pays_for(monkeypatch, given, cores, wanted):
+    monkeypatch.setattr(threads, "quota", lambda: given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert threads._default_count() == (wanted or 8)
+    assert threads._default_count() == wanted
 
 
 @pytest.mark.usefixtures("interruptible")

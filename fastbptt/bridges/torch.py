@@ -4,6 +4,10 @@
 initialisation and `state_dict` are inherited.  `accelerate(model)` makes them of a model's own
 layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net of fastbptt, for
 `fb.diagnose`, traces and chains of Jacobians.
+
+Inputs, states, weights and gradients are read where they lie, if their elements are in order in
+memory as (T, B, I); what `batch_first` or strides turn is copied, and the output, which may be
+changed in place as torch.nn's.
 """
 
 import warnings

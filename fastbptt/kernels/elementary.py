@@ -18,27 +18,27 @@ import numba
 import numpy as np
 
 from .jit import implements, kernel
-from .simd import FUSED, kept
+from .simd import FUSED, fused, kept
 
 
 class Reduction(NamedTuple):
     """What takes exp(s x), s = 1 or 2, to 2^n exp(s r), with x = n ln 2 / s + r."""
 
     log2_e: Any  # of exp(s)
-    ln2: Any  # (high, low) / s: x - n · high is exact
+    minus_ln2: Any  # (high, low) / s: x + n · high is exact
     tail: Any  # ((exp(s r) - 1) / s - r) / r², constant term first
-    early: bool = False  # the tail takes x - n · high for r
+    early: bool = False  # the tail takes x + n · high for r
 
     def doubled(self, early: bool = False) -> "Reduction":
         """That of exp(2 x): powers of two change no bit of a result."""
         number = type(self.log2_e)
-        ln2 = tuple(y / number(2) for y in self.ln2)
+        ln2 = tuple(y / number(2) for y in self.minus_ln2)
         tail = tuple(y * number(2 << k) for k, y in enumerate(self.tail))
         return Reduction(self.log2_e * number(2), ln2, tail, early)
 
 
 class Constants(NamedTuple):
-    """The numbers of one dtype, all of that dtype."""
+    """The numbers of one dtype."""
 
     lowest: Any  # exp rounds to 0 below
     magic: Any  # 1.5 · 2^(bits of the significand - 1): adding it rounds to an integer
@@ -53,14 +53,16 @@ def _single(*values: float) -> tuple[np.float32, ...]:
     return tuple(map(np.float32, values))
 
 
+# The high part as few bits, for machines without `fused`, and all of float32's.
+SINGLE_LN2 = {False: _single(-0.69314575, -1.4286068e-06), True: _single(-0.6931472, 1.9046542e-09)}
 _SINGLE_EXP = Reduction(
     log2_e=np.float32(1.442695),
-    ln2=_single(*((0.6931472, -1.9046542e-09) if FUSED else (0.69314575, 1.4286068e-06))),
+    minus_ln2=SINGLE_LN2[FUSED],
     tail=_single(0.5, 0.16666667, 0.041666552, 0.008333301, 0.0013926256, 0.00019899392),
 )
 _DOUBLE_EXP = Reduction(
     log2_e=1.4426950408889634,
-    ln2=(0.6931471805601177, -1.7239444525614835e-13),
+    minus_ln2=(-0.6931471805601177, 1.7239444525614835e-13),
     tail=(
         0.5,
         0.16666666666666669,
@@ -104,10 +106,10 @@ def _bits(x: Any) -> Any:
 
 
 def _times_power(scale: Any, bits: Any) -> Any:
-    """2^n of `scale`, itself a power of two, for the n in the low bits; the others are shifted out.
+    """2^n `scale`, normal as `scale` is, of the n in the low bits; the others are shifted out.
 
-    A constant is added as the bits of a number, and a sign taken by those of -0: where LLVM does
-    not know those (`simd.kept`), an instruction takes the whole vector from memory by itself.
+    The constant is a number's bits, as that of a sign is -0's: where LLVM does not know those
+    (`simd.kept`), an instruction takes the whole vector from memory by itself.
     """
 
 
@@ -116,7 +118,7 @@ def _negative(x: Any) -> Any:
 
 
 def _signed(value: Any, x: Any) -> Any:
-    """`value` with the sign of x, which is lost on a negative one."""
+    """`value` with the sign bit of x set in it, too: one that is negative stays so."""
 
 
 def _magnitude(x: Any) -> Any:
@@ -127,8 +129,9 @@ def _expm1(x: Any, n: Any, by: Reduction) -> Any:
     """(exp(s r) - 1) / s of r = x - n ln 2 / s.
 
     The loops wait for chains of dependent steps: on Zen 3 a register of tanh takes 11.7 cycles, not
-    12.9, if the tail does not wait for the low part of ln 2, which is n / 60 ulp where high has all
-    bits.  Of exp(x), with n down to -150, sigmoid would be 2.1 ulp off.
+    12.9, if the tail does not wait for the low part of ln 2.  That is n / 60 ulp of 1 where it is
+    what float32 leaves of ln 2, and the tail loses four tenths of it at most: tanh is as near as
+    before, its slope has room for it, but sigmoid, whose n goes to -150, would be 2.1 ulp off.
     In float64 the low part is added last: a rounded r is four tenths of an ulp off for every x with
     n = 1 and r < -1/4, as chance has it for ln 2, and in float32 a sixteenth: there it would leave
     tanh 2.1 ulp off, here it does not.
@@ -205,18 +208,18 @@ def _double_magnitude(x):
 
 @implements(_expm1, numba.float32, exact=True)
 def _single_expm1(x, n, by):
-    begun = x - n * by.ln2[0]
-    r = begun - n * by.ln2[1]
+    begun = fused(n, by.minus_ln2[0], x) if FUSED else x + n * by.minus_ln2[0]
+    r = begun + n * by.minus_ln2[1]
     near = begun if by.early else r
     return r + near * near * _polynomial(by.tail, near)
 
 
 @implements(_expm1, numba.float64, exact=True)
 def _double_expm1(x, n, by):
-    begun = x - n * by.ln2[0]
-    r = begun - n * by.ln2[1]
-    low = n * by.ln2[1] - (begun - r)
-    return r + (r * r * _polynomial(by.tail, r) - low)
+    begun = x + n * by.minus_ln2[0]
+    r = begun + n * by.minus_ln2[1]
+    low = n * by.minus_ln2[1] + (begun - r)
+    return r + (r * r * _polynomial(by.tail, r) + low)
 
 
 @implements(_polynomial, numba.types.UniTuple(numba.float32, 6), exact=True)

@@ -19,8 +19,8 @@ _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 REGISTERS = 16 if _X86 and REGISTER_BYTES < 64 else 32
 _HOST = binding.get_host_cpu_name()
-# Whether LLVM makes one instruction of a multiplication and an addition (fma), which rounds once.
-FUSED = not _X86 or bool(_features.get("fma"))
+# Whether `fused` is one instruction.
+FUSED = bool(_features.get("fma")) if _X86 else platform.machine() in ("aarch64", "arm64")
 # FMAs of a register that begin in a cycle: Zen 4 has two pipes of 256 bits.
 FMAS = 1 if REGISTER_BYTES == 64 and _HOST == "znver4" else 2
 # Whether constants of curves are hidden from LLVM: see `kept`.
@@ -155,6 +155,16 @@ def register_at(builder: ir.IRBuilder, pointer: Any, v: int, vector: ir.VectorTy
     """A pointer to the v-th register from `pointer` on."""
     pointer = builder.gep(pointer, [ir.IntType(64)(v * vector.count)])
     return builder.bitcast(pointer, vector.as_pointer())
+
+
+@intrinsic
+def fused(typingctx, a, b, c):
+    """a b + c, rounded once: where no instruction does that, by a function of C, slowly."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fma(*args)
+
+    return a(a, a, a), codegen
 
 
 TO_L1, TO_L2 = 3, 2
