@@ -7,7 +7,7 @@ from peers import libraries
 from timing import pinned
 
 SHAPES = [(300, 32, 64, 256), (50, 64, 256, 1024)]
-MEASURED = [
+CHOSEN = [
     case
     for task in ("forward", "train")
     for case in CASES[task]
@@ -16,7 +16,7 @@ MEASURED = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
 def test_memory(case, benchmark, request):
     quick = request.config.getoption("--quick")
     given = case.shortened(2 * QUICK_STEPS) if quick else case

@@ -25,7 +25,7 @@ def one_of_each_first(cpus: list[int], root: str = "/sys/devices/system/cpu") ->
 def _cores() -> list[int]:
     """Those this process may run on; each worker of pytest-xdist begins with another one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    cores = one_of_each_first(cores)[: quota()]
+    cores = one_of_each_first(cores)[: max(1, int(quota() or len(cores)))]
     first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % max(1, len(cores))
     return cores[first:] + cores[:first]
 

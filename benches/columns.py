@@ -53,7 +53,9 @@ def binding(info: Info, met: bool | None) -> str:
     if not best(info):
         return text
     text = f"{text}; at the limit {ratio_at_limit(info):.2f} x"
-    return f"{text}, {ratio_at_limit(info, 'jax ('):.2f} x jax" if small_train(info) else text
+    if small_train(info) and best(info, "jax ("):
+        text += f", {ratio_at_limit(info, 'jax ('):.2f} x jax"
+    return text
 
 
 def against(info: Info, library: str) -> str:

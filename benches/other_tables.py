@@ -153,8 +153,8 @@ def steps(infos: list[Info]) -> str:
         f"the layer through the bridge:\n\n{table(head, rows)}\n\n`layer`: its passes and "
         "gradients by fastbptt's own functions and threads; `torch alone`: the same step with the "
         "layer's output and gradients given, which torch.nn's has to do as well; `bridge`: the "
-        "rest, less what one of these finds in the caches where it runs alone. The limit is the "
-        "layer's."
+        "rest, with what those gain from caches where they run alone, and below 0 where one took "
+        "longer so. The limit is the layer's."
     )
 
 

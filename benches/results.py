@@ -5,7 +5,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from cases import CALLS, GATES, Case
+from cases import CALLS, GATES, SHAPES, Case
 
 # Sigmoids and tanhs of a unit, forward; a backward pass may keep them.
 CURVES = {"rnn": 1, "gru": 3, "lstm": 5}
@@ -130,7 +130,7 @@ def few_steps(info: Info) -> bool:
 
 def small_size(info: Info) -> bool:
     """Whether a row is one of `cases` "small", which are none of the matrix."""
-    return info["task"] == "train" and info["H"] < 64
+    return info["task"] == "train" and info["H"] < SHAPES[0][3]
 
 
 def ratios(info: Info, peer: str) -> list[float]:

@@ -52,8 +52,8 @@ def beside(infos: list[Info]) -> str:
         at_bar = sum(sweep_bar(info) is True for info in group)
         counts = [f"{n} of {len(group)}" for n in (won, at_bar)]
         mean = statistics.geometric_mean(values)
-        shares = [share_of_limit(info) for info in group]
-        of_limit = f"{statistics.median(shares):.0%} ({min(shares):.0%}–{max(shares):.0%})"
+        near = [share_of_limit(info) for info in group]
+        of_limit = f"{statistics.median(near):.0%} ({min(near):.0%}–{max(near):.0%})"
         rows.append([*kind, *counts, f"{min(values):.2f}", f"{mean:.2f}", of_limit])
     head = ["task", "cell", "dtype", "fastest in", "at the bar in", "least ratio", "geometric mean"]
     head.append("of limit, median (min–max)")
@@ -85,7 +85,7 @@ def sweeps(infos: list[Info]) -> str:
         "of one step, divided by T; `rest`: operations of a step that wait for one another, and "
         "what no limit explains; and what the ratio would be at the limit. "
         "The bar: 1.5, or 85 % of peak or of the limit without curves, whose rate is our own "
-        "code's, and never slower; for B = 1, H = 64, RNN and GRU train also 3 x jax and 30 x "
+        "code's, and never slower; for B = 1, H ≤ 64, RNN and GRU train also 3 x jax and 30 x "
         "torch."
     )
     return "\n\n".join(parts)
@@ -94,6 +94,8 @@ def sweeps(infos: list[Info]) -> str:
 def sized(infos: list[Info]) -> str:
     """Of the sizes of the pictures those where another library is faster."""
     infos = [info for info in infos if best(info)]
+    if not infos:
+        return "No other library was there to compare the sizes of the pictures with."
     lost = [info for info in infos if ratio(info) < 1]
     said = f"Of the {len(infos)} sizes of the pictures, fastbptt is fastest in "
     if not lost:
@@ -109,11 +111,12 @@ def winners(infos: list[Info]) -> dict[str, tuple[str, float]]:
     for info in infos:
         if not isinstance(info.get("seconds"), dict) or not best(info):
             continue
-        row = info["task"]
-        if "k" in info:
+        if "lag" in info:
+            row = f"windows of lag {info['lag']}"
+        else:
             probes = f", k = {info['k']}" if info["k"] else ""
-            row += f", {info['kind']}, {info['dtype']}, {shape(info)}{probes}"
-            row += f", threads: {info['threads']}"
+            row = f"{info['task']}, {info['kind']}, {info['dtype']}, {shape(info)}{probes}"
+        row += f", threads: {info['threads']}"
         value = ratio(info)
         found[row] = "fastbptt" if value >= 1 else best(info).split(" (")[0], value
     return found

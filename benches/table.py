@@ -18,9 +18,9 @@ import sys
 import tempfile
 from typing import Any
 
+from cases import CASES
 from other_tables import bridges, calls, memory, norms, roofline, starts, steps, streams
-from pictures import draw
-from results import expect_same, few_steps, limit, read, small_size, usual
+from results import Info, expect_same, few_steps, limit, read, small_size, usual
 from sweep_tables import agreement, beside, sized, sweep_rows, sweeps
 from timing import TURN
 
@@ -77,7 +77,9 @@ def text(report: dict[str, Any], again: dict[str, Any] | None) -> str:
     streamed = [info for info in infos if info["task"] == "stream"]
     others = {info["task"]: info for info in infos if "H" not in info}
     parts += [sweeps(rivalled)] if rivalled else []
-    parts += [f"Train, smaller nets:\n\n{sweep_rows(smaller)}"] if smaller else []
+    if smaller:
+        said = "Train, smaller nets, whose bar is that of the smallest above:"
+        parts.append(f"{said}\n\n{sweep_rows(smaller)}")
     parts += [beside(unusual)] if unusual else []
     parts += [sized(sizes)] if sizes else []
     parts += [calls(called)] if called else []
@@ -112,6 +114,17 @@ def measure() -> dict[str, Any]:
     return read([file])
 
 
+def draw_all(infos: list[Info]) -> None:
+    """The pictures, if no size is missing."""
+    from pictures import draw  # and with it all of matplotlib
+
+    sizes = [info for info in infos if info["task"] == "sizes"]
+    if len(sizes) == len(CASES["sizes"]):
+        draw(sizes)
+    else:
+        print("no pictures: some sizes were not measured", file=sys.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=pathlib.Path, help="made by --benchmark-json")
@@ -135,6 +148,5 @@ def main() -> None:
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     new = f"{before}{BEGIN}\n{text(report, again)}\n{END}{after}"
     given.readme.write_text(new, encoding="utf-8")
-    sizes = [info for info in report["infos"] if info["task"] == "sizes"]
-    if sizes and not given.files:
-        draw(sizes)
+    if not given.files:
+        draw_all(report["infos"])

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import math
 import os
 import pathlib
 import threading
@@ -31,14 +32,14 @@ _within = threading.local()  # count and lender of `num_threads`, in the threads
 
 
 @functools.cache
-def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
-    """How many cores' time a control group of Linux has, a container's as a rule, rounded up.
+def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
+    """How many cores' time a control group of Linux has, a container's as a rule.
 
     With more threads than that the kernel stops all of them for a part of each tenth of a second.
     None where there is no such limit, or none can be read.
     """
     folders = [pathlib.Path(root)]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in pathlib.Path(own).read_text().splitlines():
             if line.startswith("0::"):  # of control groups 2; those above have limits, too
                 for part in pathlib.PurePosixPath(line[3:]).parts[1:]:
@@ -50,7 +51,7 @@ def quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int |
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not there; "max"
             most, period = map(int, " ".join(file.read_text() for file in some).split())
             if most > 0:
-                found.append(-(-most // period))
+                found.append(most / period)
     return min(found, default=None)
 
 
@@ -63,14 +64,14 @@ def _default_count() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux knows affinities
         cores = os.cpu_count() or 1
-    return min(cores, quota() or cores)
+    return min(cores, math.ceil(quota() or cores))
 
 
 def get_num_threads() -> int:
     """Threads that a call from the main thread uses; a call from any other thread uses one.
 
     What `set_num_threads` or else OMP_NUM_THREADS says; by default the cores that this process may
-    run on, in a container of Linux no more than its quota pays for.
+    run on, in a container of Linux no more than its quota pays for, rounded up.
 
     Examples
     --------

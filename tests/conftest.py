@@ -31,16 +31,22 @@ def no_collector():
 
 
 @pytest.fixture(scope="module")
-def table():
+def benches():
+    """The benches' files can be imported."""
     sys.path.insert(0, str(BENCHES))
-    import table
-
-    yield table
+    yield
     sys.path.remove(str(BENCHES))
 
 
 @pytest.fixture(scope="module")
-def results(table):
+def table(benches):
+    import table
+
+    return table
+
+
+@pytest.fixture(scope="module")
+def results(benches):
     import results
 
     return results

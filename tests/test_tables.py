@@ -22,7 +22,7 @@ from reports import (
 
 
 @pytest.fixture(scope="module")
-def pictures(table):
+def pictures(benches):
     import pictures
 
     return pictures
@@ -313,6 +313,8 @@ def test_sizes_that_are_lost(table, results, written):
     (row,) = rows(text, "T, B, I, H")
     assert (row["cell"], row["ratio (min–max)"]) == ("tanh", "0.75 (0.75–0.75)")
     assert row["our time goes to"] == "arithmetic 66%, rest 22%, curves 13%"
+    alone = without(won, "jax")
+    assert "No other library was there" in table.text(results.read([written(alone)]), None)
 
 
 def test_smaller_nets_are_none_of_the_matrix(table, results, written):
@@ -322,7 +324,7 @@ def test_smaller_nets_are_none_of_the_matrix(table, results, written):
     text = table.text(run, run)
     assert "Train, 0 of 1 rows at their bar:" in text
     assert "In a second run 0 of 1 rows of train are at their bar." in text
-    (row,) = rows(text[text.index("Train, smaller nets:") :], "T, B, I, H")
+    (row,) = rows(text[text.index("Train, smaller nets,") :], "T, B, I, H")
     assert (row["T, B, I, H"], row["bar"]) == ("1000, 1, 32, 16", "met")
 
 
@@ -484,6 +486,22 @@ def test_a_peer_that_is_not_installed_has_no_figure(table, results, written, lef
         if len(left_out) > 1:
             assert (row["best peer (threads): µs/step"], row["ratio (min–max)"]) == ("–", "–")
     assert ("Geometric mean" in text) == (len(left_out) == 1)
+
+
+def test_a_lost_row_that_no_bar_judges(table, results, written):
+    """A small net without jax, of which its bar is read."""
+    seconds = {"fastbptt": [1] * 3, "torch (1)": [40] * 3, "numba (1)": [0.5] * 3}
+    for H in (16, 64):
+        lost = case("train", (1000, 1, 32, H), "rnn", seconds)
+        (row,) = rows(table.text(results.read([written(lost)]), None), "T, B, I, H")
+        assert row["bar"] == "–"
+        assert "at the limit" in row["limited by"]
+        assert "jax" not in row["limited by"]
+
+
+def test_pictures_of_a_part_are_not_drawn(table, capsys):
+    table.draw_all([WON | {"task": "sizes"}])
+    assert "no pictures: some sizes were not measured" in capsys.readouterr().err
 
 
 def test_the_bar_of_small_nets_asks_for_both_peers(results):

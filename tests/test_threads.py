@@ -298,8 +298,8 @@ def test_omp_num_threads_is_the_default(monkeypatch, given, wanted):
     [
         ({}, None),
         ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "250000 100000\n"}, 2.5),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
         ({"cpu.max": "400000 100000\n", "a/cpu.max": "max 100000\n"}, 4),
         ({"cpu.max": "max 100000\n", "a/b/cpu.max": "200000 100000\n"}, 2),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
@@ -320,7 +320,9 @@ def test_the_quota_of_a_container(tmp_path, files, wanted):
         assert threads.quota(str(tmp_path), str(tmp_path / "none")) is None
 
 
-@pytest.mark.parametrize(("given", "cores", "wanted"), [(None, 8, 8), (3, 8, 3), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("given", "cores", "wanted"), [(None, 8, 8), (3.0, 8, 3), (2.5, 8, 3), (0.5, 8, 1), (3.0, 2, 2)]
+)
 def test_threads_are_no_more_than_a_quota_pays_for(monkeypatch, given, cores, wanted):
     monkeypatch.setattr(threads, "quota", lambda: given)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)

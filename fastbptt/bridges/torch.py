@@ -5,9 +5,9 @@ initialisation and `state_dict` are inherited.  `accelerate(model)` makes them o
 layers, in place, and `restore(model)` undoes it.  `from_module(layer)` is a net of fastbptt, for
 `fb.diagnose`, traces and chains of Jacobians.
 
-Inputs, states, weights and gradients are read where they lie, if their elements are in order in
-memory as (T, B, I); what `batch_first` or strides turn is copied, and the output, which may be
-changed in place as torch.nn's.
+An input is read where it lies if it is contiguous as (T, B, I); one of a PackedSequence, with
+`batch_first` or with other strides is copied.  So are parameters that have changed, and the output
+where gradients are wanted: it may then be changed in place as torch.nn's.
 """
 
 import warnings

@@ -32,9 +32,9 @@ class Reduction(NamedTuple):
     def doubled(self, early: bool = False) -> "Reduction":
         """That of exp(2 x): powers of two change no bit of a result."""
         number = type(self.log2_e)
-        ln2 = tuple(y / number(2) for y in self.minus_ln2)
+        minus_ln2 = tuple(y / number(2) for y in self.minus_ln2)
         tail = tuple(y * number(2 << k) for k, y in enumerate(self.tail))
-        return Reduction(self.log2_e * number(2), ln2, tail, early)
+        return Reduction(self.log2_e * number(2), minus_ln2, tail, early)
 
 
 class Constants(NamedTuple):
@@ -106,7 +106,7 @@ def _bits(x: Any) -> Any:
 
 
 def _times_power(scale: Any, bits: Any) -> Any:
-    """2^n `scale`, normal as `scale` is, of the n in the low bits; the others are shifted out.
+    """2^n `scale`, a normal number as `scale` is; n stands in the low bits of `bits`.
 
     The constant is a number's bits, as that of a sign is -0's: where LLVM does not know those
     (`simd.kept`), an instruction takes the whole vector from memory by itself.
@@ -118,7 +118,7 @@ def _negative(x: Any) -> Any:
 
 
 def _signed(value: Any, x: Any) -> Any:
-    """`value` with the sign bit of x set in it, too: one that is negative stays so."""
+    """`value` with its sign bit set where x has it set."""
 
 
 def _magnitude(x: Any) -> Any:

@@ -19,8 +19,8 @@ _features = binding.get_host_cpu_features()
 REGISTER_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx") else 16
 REGISTERS = 16 if _X86 and REGISTER_BYTES < 64 else 32
 _HOST = binding.get_host_cpu_name()
-# Whether `fused` is one instruction.
-FUSED = bool(_features.get("fma")) if _X86 else platform.machine() in ("aarch64", "arm64")
+# Whether `fused` is one instruction of this processor.
+FUSED = bool(_features.get("fma")) if _X86 else platform.machine().lower() in ("aarch64", "arm64")
 # FMAs of a register that begin in a cycle: Zen 4 has two pipes of 256 bits.
 FMAS = 1 if REGISTER_BYTES == 64 and _HOST == "znver4" else 2
 # Whether constants of curves are hidden from LLVM: see `kept`.
