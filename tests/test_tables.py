@@ -255,6 +255,21 @@ def test_only_what_stands_between_the_markers_is_written(table, written, readme,
     assert "old" not in new
 
 
+def test_without_a_file_the_suite_is_run_and_the_pictures_drawn(
+    table, results, written, readme, monkeypatch
+):
+    drawn, run = [], results.read([written(WON, LOST)])
+    monkeypatch.setattr(table, "measure", lambda: run)
+    monkeypatch.setattr(table, "draw_all", drawn.append)
+    monkeypatch.setattr(sys, "argv", ["table.py", "--readme", str(readme)])
+    table.main()
+    assert "Measured at commit 0123456 on Abacus" in readme.read_text()
+    assert drawn == [run["infos"]]
+    monkeypatch.setattr(sys, "argv", ["table.py", str(written(WON)), "--readme", str(readme)])
+    table.main()
+    assert len(drawn) == 1  # of files that are given `pictures.py` draws
+
+
 def test_quick_times_make_no_table(table, written, readme, monkeypatch, capsys):
     file = written(WON, quick=True)
     monkeypatch.setattr(sys, "argv", ["table.py", str(file), "--readme", str(readme)])
