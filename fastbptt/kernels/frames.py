@@ -132,6 +132,12 @@ def orthonormalise(frame, R, work):
         r[i * k + i] = norm * unscale
 
 
+@kernel
+def factorise(frame, R, work):
+    """`orthonormalise`, for Python."""
+    orthonormalise(frame, R, work)
+
+
 @kernel(part=True)
 def log_condition(R, x):
     """log of ||R|| ||R^-1||, R (k,k) upper triangular, or less, of the rows with R_ii > 0.

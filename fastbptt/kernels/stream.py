@@ -122,6 +122,34 @@ def _settle(s, b, frame, n, scratch):
     s.since[b] = 0
 
 
+@kernel
+def finite_time_exponents(s, exponents, error):
+    """Growth of |R_ii| per step, (B,k), after a burn-in of an eighth of the blocks, and its error.
+
+    The error is that of the mean of the blocks' rates.  What is not known stays as it is.  s is a
+    plain tuple of what a `Stream` has.
+    """
+    s = Stream(*s)
+    B, k = exponents.shape
+    for b in range(B):
+        n = s.block_count[b]
+        burn = n // 8
+        length = s.running_steps[b]
+        for m in range(burn, n):
+            length += s.block_steps[b, m]
+        for i in range(k):
+            total, mean, square = s.running[b, i], 0.0, 0.0
+            for m in range(burn, n):
+                total += s.blocks[b, m, i]
+                mean += s.blocks[b, m, i] / s.block_steps[b, m] / (n - burn)
+            for m in range(burn, n):
+                square += (s.blocks[b, m, i] / s.block_steps[b, m] - mean) ** 2
+            if length > 0:
+                exponents[b, i] = total / length
+            if n - burn >= 8:
+                error[b, i] = math.sqrt(square / (n - burn - 1) / (n - burn))
+
+
 class Sizes(NamedTuple):
     """What the loops would else divide shapes for at every step."""
 
@@ -243,9 +271,10 @@ def stream(cell, x, ax, m, starts, which, s):
     """Carry the rows b0 .. b1-1 of s over the steps of x (T,B,I), the first of them step `start`.
 
     `which` are (start, b0, b1); ax (chunk·B,x slots·Hp) and m are work space; starts (chunk+2,)
-    numbers the rows of ax.
+    numbers the rows of ax.  m and s are plain tuples of what a `Work` and a `Stream` have.
     """
     (start, b0, b1), (T, B, I) = which, x.shape
+    m, s = Work(*m), Stream(*s)
     n = slots(cell)
     Hp = ax.shape[1] // n.x
     chunk = starts.size - 2

@@ -89,6 +89,32 @@ def history_norms(G, shifts, U, e, R0, out):
     _history_norms(G, shifts, U, e, R0, out, np.zeros((4, k, wide)), np.zeros(wide))
 
 
+@kernel(allocates=True)
+def block_norms(frames, U, e, R0, wide, out):
+    """out (3,B) <- what `history_norms` says of each of B products whose frame is the last alone.
+
+    frames (B,k,N), U (B,k,k), e (B,k), wide = columns(k).  NaN, NaN and 1 of one that is not
+    finite.
+    """
+    B, k, N = frames.shape
+    G, shifts, one = np.empty((1, k, wide)), np.zeros(1, np.int64), np.empty((1, 3))
+    work, zeros, frame = np.zeros((4, k, wide)), np.zeros(wide), np.zeros((wide, N))
+    for b in range(B):
+        nothing = 0.0
+        for i in range(k):
+            for j in range(N):
+                nothing += frames[b, i, j] * 0.0
+            for j in range(k):
+                nothing += U[b, i, j] * 0.0
+        if nothing == 0:
+            _gram(frames[b : b + 1], G, shifts, frame)
+            _history_norms(G, shifts, U[b], e[b], R0, one, work, zeros)
+        else:
+            one[0, 0], one[0, 1], one[0, 2] = math.nan, math.nan, 1.0
+        for i in range(3):
+            out[i, b] = one[0, i]
+
+
 @kernel(part=True)
 def _history_norms(G, shifts, U, e, R0, out, work, zeros):
     """`history_norms`; work (4,k,columns), all zeros."""

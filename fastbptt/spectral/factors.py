@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..kernels import windows as kernels
+from ..kernels.jit import Entry
 from ..kernels.small import columns
-from ..kernels.stream import Stream
-from ..kernels.windows import gram, history_norms
+
+
+_block_norms = {np.dtype(one): Entry(kernels.block_norms) for one in (np.float32, np.float64)}
 
 
 class BlockNorms(NamedTuple):
@@ -24,7 +27,7 @@ def grams(history: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(history, list):
         out = np.zeros((len(history), history.shape[1], columns(history.shape[1])))
         shifts = np.zeros(len(history), np.int64)
-        gram(history, out, shifts)
+        kernels.gram(history, out, shifts)
         return out, shifts
     # frames of different sizes
     parts = zip(*(grams(frame[None]) for frame in history), strict=True)
@@ -37,15 +40,10 @@ def block_norms(frames: np.ndarray, U: np.ndarray, e: np.ndarray, R0: np.ndarray
 
     NaN where one of them is not finite.
     """
-    known = np.isfinite(frames).all(axis=(1, 2)) & np.isfinite(U).all(axis=(1, 2))
-    G, shifts = grams(np.where(known[:, None, None], frames, 0))
-    out = np.empty((len(G), 1, 3))
-    for b, norms in enumerate(out):
-        one = slice(b, b + 1)
-        history_norms(G[one], shifts[one], U[b], e[b], R0, norms)
-    out[~known] = math.nan, math.nan, 1
-    lower, gaussian, second = out[:, 0].T
-    return BlockNorms(lower, gaussian, 1 - second**2)
+    out = np.empty((3, len(frames)))
+    _block_norms[frames.dtype].call(frames, U, e, R0, columns(len(R0)), out)
+    lower, gaussian, second = out
+    return BlockNorms(lower, gaussian, 1 - second * second)
 
 
 def upper_margin(k: int, delta: float) -> float:
@@ -84,21 +82,3 @@ def estimate_note(N: int, k: int) -> str:
 def room_of(delta: float, length: Any) -> Any:
     """log 1/epsilon: a Gaussian start of that length has less than epsilon of v_1 but for delta."""
     return np.log(length) - math.log(delta) - 0.5 * math.log(math.pi / 2)
-
-
-def finite_time_exponents(s: Stream) -> tuple[np.ndarray, np.ndarray]:
-    """Growth of |R_ii| per step, after a burn-in of an eighth of the blocks, and its error."""
-    exponents = np.full_like(s.running, np.nan)
-    error = np.full_like(s.running, np.nan)
-    with np.errstate(invalid="ignore"):
-        for b, n in enumerate(s.block_count):
-            burn = n // 8
-            steps = s.block_steps[b, burn:n]
-            total = s.blocks[b, burn:n].sum(axis=0) + s.running[b]
-            length = steps.sum() + s.running_steps[b]
-            if length:
-                exponents[b] = total / length
-            if n - burn >= 8:
-                rates = s.blocks[b, burn:n] / steps[:, None]
-                error[b] = rates.std(axis=0, ddof=1) / math.sqrt(n - burn)
-    return exponents, error

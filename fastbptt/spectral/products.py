@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import checks
 from ..chains import Chain
-from ..kernels.frames import EMPTY, multiply_factor, settle
+from ..kernels.frames import EMPTY, factorise, multiply_factor, settle
+from ..kernels.jit import Entry
 
 _LONGEST = 256  # steps of a stretch, at most
 _MOST_NUMBERS = 1 << 22  # of a stretch's history
@@ -23,6 +24,7 @@ _MOST_NUMBERS = 1 << 22  # of a stretch's history
 # at eps^-1.  Of 400 Gaussian 3x3 matrices one stretch in eight went further than that, and windows
 # in it were up to 3.5 nats off.
 TOO_FAR = 1.5
+_factorise = Entry(factorise)  # of float64
 
 
 class Carried(NamedTuple):
@@ -73,9 +75,10 @@ def checked(chain: Any, square: bool = False) -> Chain:
 
 
 def orthonormal(block: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """block (N,k) = V R0 -> rows V' (k,N) of the dtype and R0 (k,k)."""
-    V, R0 = np.linalg.qr(block)
-    return np.ascontiguousarray(V.T.astype(dtype)), R0
+    """block (N,k) = V R0 of float64 -> rows V' (k,N) of the dtype and R0 (k,k)."""
+    rows, R0 = block.T.copy(), np.zeros((block.shape[1],) * 2)
+    _factorise.call(rows, R0, np.empty(len(block)))
+    return rows.astype(dtype, copy=False), R0
 
 
 def carry(

@@ -1,28 +1,45 @@
 """The norm of a Jacobian product of any length, while the sequence streams by."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .. import checks, files
 from ..kernels import stream as kernels
-from ..kernels.memory import aligned
+from ..kernels.jit import Entry
+from ..kernels.memory import Pieces, pieces
 from ..kernels.panels import padded
 from ..kernels.sweeps import CHUNK_ROWS
 from ..loading import saved_net
 from ..network import Network
 from ..networks import NETWORKS
+from ..sequences import sequences_of
 from ..threads import share
 from ..trace import Layout
 from . import factors
 from .growth_curve import GrowthCurve
+from .products import orthonormal
 from .stream_result import StreamResult
 
 _CALL = 2e9  # multiply-adds of one call of the kernel, some tens of ms: Ctrl-C is heard in between
 _STEP = 5000  # multiply-adds that a step of a sequence takes as long as, beside its own
 _FORMAT = "fastbptt.JacobianStream/2"
+
+
+@functools.lru_cache
+def _pieces_of(dtype: np.dtype, *shapes: tuple[int, ...]) -> Pieces:
+    """Of the panel, and of what the kernel works in, of no meaning between two calls."""
+    return Pieces(dtype, shapes)
+
+
+@functools.lru_cache
+def _entry(make: Callable[..., Any], dtype: np.dtype) -> Entry:
+    """For the cells that `make` makes."""
+    return Entry(kernels.stream)
 
 
 class JacobianStream:
@@ -82,7 +99,8 @@ class JacobianStream:
         self.probes = min(checks.size(probes, "probes"), N)
         self.steps = 0
         omega = checks.generator(rng).standard_normal((N, self.probes))
-        self._V, self._R0 = np.linalg.qr(omega)
+        rows, self._R0 = orthonormal(omega, omega.dtype)
+        self._V = rows.T  # (N,k)
         self._layout: Layout | None = None
         self._carried: kernels.Stream | None = None
         self._curve = GrowthCurve()
@@ -108,16 +126,25 @@ class JacobianStream:
     def _begin(self, state: Any, B: int, layout: Layout) -> None:
         """Set up what is carried for B sequences."""
         net, k, H, dtype = self.net, self.probes, self.net.hidden_size, self.net.dtype
-        panel = aligned((2, B, 1 + k, self._blocks * padded(H, dtype)), dtype)
-        panel[:] = 0
-        apart = panel.reshape(2, B, 1 + k, self._blocks, padded(H, dtype))
+        slots, layers, Hp = net.weights.design.slots, len(net.weights.layers), padded(H, dtype)
+        panel_shape, work = (2, B, 1 + k, self._blocks * Hp), (layers * B, 1 + k, slots.width * Hp)
+        chunk = max(1, CHUNK_ROWS // max(B, 1))
+        panel, start, a, ax = pieces(
+            _pieces_of(dtype, panel_shape, work, work, (chunk * B, slots.x * Hp)), zeros=True
+        )
+        bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
+        start.reshape(layers, B, *work[1:])[:, :, 0, : bias.shape[2]] = bias
+        self._work = ax, (start, a), sequences_of(chunk, B, None, None).starts
+        apart = panel.reshape(2, B, 1 + k, self._blocks, Hp)
         blocks = apart[0, :, :, :, :H]  # (B,1+k,L·parts,H)
         if (parts := net.initial_state(state, B, layout)) is not None:
             blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
         blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
-        carried = kernels.Stream(
+        U = np.zeros((B, k, k))
+        U.reshape(B, k * k)[:, :: k + 1] = 1
+        self._layout, self._carried = layout, kernels.Stream(
             panel=panel,
-            U=np.broadcast_to(np.eye(k), (B, k, k)).copy(),
+            U=U,
             e=np.zeros((B, k), np.int64),
             since=np.zeros(B, np.int64),
             interval=np.ones(B, np.int64),
@@ -128,18 +155,6 @@ class JacobianStream:
             block_count=np.zeros(B, np.int64),
             block_length=np.ones(B, np.int64),
         )
-        self._work, self._layout, self._carried = self._work_space(B), layout, carried
-
-    def _work_space(self, B: int) -> tuple[np.ndarray, kernels.Work, np.ndarray]:
-        """What the kernel works in, of no meaning between two calls: its ax, m and starts."""
-        layers, slots, dtype = len(self._weights.layers), self._weights.design.slots, self.net.dtype
-        Hp, chunk = padded(self.net.hidden_size, dtype), max(1, CHUNK_ROWS // max(B, 1))
-        shape = (layers * B, 1 + self.probes, slots.width * Hp)
-        work = kernels.Work(aligned(shape, dtype), aligned(shape, dtype))
-        work.start[:] = work.a[:] = 0
-        bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
-        work.start.reshape(layers, B, *shape[1:])[:, :, 0, : bias.shape[2]] = bias
-        return aligned((chunk * B, slots.x * Hp), dtype), work, np.arange(chunk + 2) * B
 
     def update(self, x: Any) -> None:
         """Carry the stream over a chunk; any cut into chunks gives the same bits.
@@ -180,14 +195,15 @@ class JacobianStream:
         step = H * (I + H * rows_each) + above * 2 * H * H * rows_each
         cost = B * step * len(self._weights.design.gates)  # multiply-adds
         ax, work, starts = self._work
+        cell, state = self._weights.stacked_cell, tuple(carried)
+        entry = _entry(self._weights.layers[0].make, self.net.dtype)
         length = max(1, int(_CALL / max(cost + B * _STEP, 1)))
         self._under_way = True
         for t0 in range(0, T, length):
             part, start = x[t0 : t0 + length], self.steps
 
             def rows(b0: int, b1: int, part: np.ndarray = part, start: int = start) -> None:
-                cell = self._weights.stacked_cell
-                kernels.stream(cell, part, ax, work, starts, (start, b0, b1), carried)
+                entry.call(cell, part, ax, work, starts, (start, b0, b1), state)
 
             share(rows, B, cost * len(part))
             self.steps += len(part)
@@ -221,7 +237,8 @@ class JacobianStream:
         """The norms now."""
         s = self._carried
         assert s is not None
-        frames = self._states(s)[:, 1:].reshape(s.since.size, *self._V.T.shape)
+        frames = np.ascontiguousarray(self._states(s)[:, 1:])
+        frames = frames.reshape(s.since.size, *self._V.T.shape)
         return factors.block_norms(frames, s.U, s.e, self._R0)
 
     def _states(self, s: kernels.Stream) -> np.ndarray:
@@ -265,11 +282,13 @@ class JacobianStream:
         s = self._carried
         if s is None or self._layout is None or not self._curve.points:
             raise RuntimeError("result: nothing was streamed yet; call update first")
-        noted, now = self._curve.points[-1]
-        now = now if noted == self.steps else self._norms()
-        lower, estimate, upper = self._interval(now, delta)
         curves = self._interval(self._curve.norms(s.since.size), delta)
-        exponents, error = factors.finite_time_exponents(s)
+        if self._curve.points[-1][0] == self.steps:
+            lower, estimate, upper = (y[-1].copy() for y in curves)
+        else:
+            lower, estimate, upper = self._interval(self._norms(), delta)
+        exponents, error = np.full((2, *s.running.shape), math.nan)
+        kernels.finite_time_exponents(tuple(s), exponents, error)
         if self._layout.unbatched:
             lower, estimate, upper, exponents, error = (
                 y[0] for y in (lower, estimate, upper, exponents, error)
@@ -375,7 +394,8 @@ class JacobianStream:
         stream = cls(net, len(V.T))
         k, curve = stream.probes, stream._curve
         stream._V = checks.shaped(V, "V", np.dtype(float), (len(stream._V), k))
-        stream._R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
+        R0 = checks.shaped(arrays["R0"], "R0", np.dtype(float), (k, k))
+        stream._R0 = np.ascontiguousarray(R0)  # as kernels were compiled for
         stream.steps, curve.updates, curve.stride = counts.tolist()
         if "carried.since" in arrays:
             panel = arrays["carried.panel"]
