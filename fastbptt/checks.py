@@ -245,21 +245,20 @@ def parameters(
         faults += [f"{name} is unexpected" for name in mapping if name not in shapes]
     arrays: dict[str, np.ndarray] = {}
     mistyped = []
-    for name in shapes:
+    for name, shape in shapes.items():
         if name not in mapping:
             continue
-        value = mapping[name]
-        if type(value) is np.ndarray and value.dtype == expected and value.shape == shapes[name]:
-            arrays[name] = value
+        value = arrays[name] = mapping[name]
+        if type(value) is np.ndarray and value.dtype == expected and value.shape == shape:
             continue
         try:
             value = arrays[name] = array(of_torch(value, name), name, expected)
         except TypeError as error:
             mistyped.append(str(error).partition(";")[0])
-        shape = tuple(getattr(value, "shape", shapes[name]))
-        if shape != shapes[name]:
-            turned = "; is it transposed?" if shape[::-1] == shapes[name] else ""
-            faults.append(f"{name} has shape {shape}, expected {shapes[name]}{turned}")
+        given = tuple(getattr(value, "shape", shape))
+        if given != shape:
+            turned = "; is it transposed?" if given[::-1] == shape else ""
+            faults.append(f"{name} has shape {given}, expected {shape}{turned}")
     hint = [_unconverted("...", expected)] if mistyped else []
     if faults:
         raise ValueError("state_dict: " + "; ".join(faults + mistyped + hint))

@@ -38,6 +38,7 @@ class Sizes:
     both: Pieces  # the two together,
     gradients: Pieces  # and dw_ih, dw_hh and db, by slots
     no_panels: tuple[np.ndarray, ...]  # of a cell that is not wanted
+    zeros: np.ndarray  # in place of an adjoint cell's bias
     no_state: np.ndarray  # (0,Hp),
     no_slots: np.ndarray  # and (0,wide): of what a pass does without
 
@@ -57,7 +58,9 @@ def sizes(design: Design, make: Callable[..., Any], dtype: np.dtype, I: int, H: 
     whole_I, whole_H = (-(-n // panel) * panel for n in (I, H))
     wide = row_stride(slots.width * Hp, dtype)
     cell = (of_x * Hp * I,), (of_h * Hp * H,), (bias,)
-    adjoint = (of_x * Hp * Ip,), (of_h * Hp * Hp,), (max(bias, Ip),)
+    adjoint = (of_x * Hp * Ip,), (of_h * Hp * Hp,)
+    zeros = aligned((max(bias, Ip),), dtype)
+    zeros[:] = 0
     return Sizes(
         *_entries(make, dtype),
         dtype,
@@ -72,6 +75,7 @@ def sizes(design: Design, make: Callable[..., Any], dtype: np.dtype, I: int, H: 
         Pieces(dtype, cell + adjoint),
         Pieces(dtype, ((of_x * Hp, whole_I), (of_h * Hp, whole_H), (bias,))),
         (np.empty(0, dtype),) * 3,
+        zeros,
         np.empty((0, Hp), dtype),
         np.empty((0, wide), dtype),
     )
@@ -116,15 +120,15 @@ class Layer:
     def cell(self) -> Any:
         """What a forward step reads; packed at the first use, or by `pack`."""
         panels = tuple(pieces(self.sizes.cell))
-        self._pack(panels, self.sizes.no_panels)
+        self._pack(panels, self.sizes.no_panels[:2])
         return self.make(*panels)
 
     @functools.cached_property
     def adjoint_cell(self) -> Any:
-        """What a backward step reads: W' for each product, zeros for the bias; as `cell`."""
+        """What a backward step reads: W' for each product, and zeros for the bias; as `cell`."""
         panels = tuple(pieces(self.sizes.adjoint))
         self._pack(self.sizes.no_panels, panels)
-        return self.make(*panels)
+        return self.make(*panels, self.sizes.zeros)
 
     def pack(self) -> None:
         """Both, by one call, if neither is there: of a few units that takes as long as one."""
@@ -133,7 +137,8 @@ class Layer:
             panels = tuple(pieces(both))
             cell, adjoint = panels[:3], panels[3:]
             self._pack(cell, adjoint)
-            known["cell"], known["adjoint_cell"] = self.make(*cell), self.make(*adjoint)
+            known["cell"] = self.make(*cell)
+            known["adjoint_cell"] = self.make(*adjoint, self.sizes.zeros)
 
     def _pack(self, panels: tuple[Any, ...], adjoint: tuple[Any, ...]) -> None:
         self.sizes.pack.call(self._parameters, self.sizes.order, self.hidden_size, panels, adjoint)
@@ -143,16 +148,17 @@ class Layer:
     ) -> tuple[np.ndarray, ...]:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
         design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
-        dw_ih, dw_hh, of_h = dw_ih[:, : self.input_size], dw_hh[:, :H], design.slots.first * Hp
 
-        def in_order(matrix: np.ndarray, bias: np.ndarray, letters: str) -> list[np.ndarray]:
+        def in_order(matrix: np.ndarray, width: int, bias: np.ndarray, letters: str) -> Any:
+            if matrix.shape[1] > width:
+                matrix = np.ascontiguousarray(matrix[:, :width])
             if Hp == H and letters == design.gates:
-                return [np.ascontiguousarray(matrix), bias[: len(matrix)].copy()]
+                return matrix, bias[: len(matrix)].copy()
             starts = [letters.index(letter) * Hp for letter in design.gates]
             return [np.concatenate([y[s : s + H] for s in starts]) for y in (matrix, bias)]
 
-        w_ih, b_ih = in_order(dw_ih, db, design.x_gates)
-        w_hh, b_hh = in_order(dw_hh, db[of_h:], design.h_gates)
+        w_ih, b_ih = in_order(dw_ih, self.input_size, db, design.x_gates)
+        w_hh, b_hh = in_order(dw_hh, H, db[design.slots.first * Hp :], design.h_gates)
         return w_ih, w_hh, b_ih, b_hh
 
 

@@ -99,20 +99,19 @@ def pack_transposed(weights, gates, cuts, H, panels):
 
 @kernel
 def pack_cell(parameters, order, H, panels, adjoint):
-    """What a step reads (see `_pack_forward`), and a step back: W' for each product, zeros.
+    """What a step reads (see `_pack_forward`), and a step back: W' for each product.
 
     `parameters` are W_ih (G·H,I), W_hh (G·H,H) and the biases (G·H,), none of them if they are 0;
-    `order` is a tuple of `Order`'s.  Of `panels` and `adjoint`, three arrays each, those without
+    `order` is a tuple of `Order`'s.  Of `panels`, three arrays, and `adjoint`, two, those without
     elements are not wanted.
     """
     (w_ih, w_hh, _, _), how = parameters, Order(*order)
     if panels[0].size > 0:
         _pack_forward(parameters, how, H, panels)
-    to_ih, to_hh, zeros = adjoint
+    to_ih, to_hh = adjoint
     if to_ih.size > 0:
         pack_transposed(w_ih, how.x, how.whole, H, to_ih)
         pack_transposed(w_hh, how.h, how.adjoint, H, to_hh)
-        zeros[:] = 0
 
 
 @kernel(part=True)

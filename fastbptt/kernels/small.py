@@ -42,20 +42,20 @@ def triangle(G, R):
 
 @kernel(part=True)
 def largest_two(A):
-    """The two largest singular values of A (k,k), by Jacobi rotations of its columns; A is spent.
+    """The two largest singular values of A (k,columns), by Jacobi rotations of its rows; A is spent.
 
     Hestenes 1958; Demmel and Veselic 1992 for its accuracy.
     """
-    k = A.shape[0]
+    k, wide = A.shape
     for _ in range(30):
         off = 0.0
         for i in range(k - 1):
             for j in range(i + 1, k):
                 a, b, c = 0.0, 0.0, 0.0
-                for m in range(k):
-                    a += A[m, i] * A[m, i]
-                    b += A[m, j] * A[m, j]
-                    c += A[m, i] * A[m, j]
+                for m in range(wide):
+                    a += A[i, m] * A[i, m]
+                    b += A[j, m] * A[j, m]
+                    c += A[i, m] * A[j, m]
                 # a value is off by the square of the angle that is left
                 if c * c > 1e-18 * a * b and c != 0:
                     off = max(off, c * c / (a * b))
@@ -63,16 +63,16 @@ def largest_two(A):
                     t = math.copysign(1.0, z) / (abs(z) + math.sqrt(1 + z * z))
                     cosine = 1 / math.sqrt(1 + t * t)
                     sine = cosine * t
-                    for m in range(k):
-                        x, y = A[m, i], A[m, j]
-                        A[m, i], A[m, j] = cosine * x - sine * y, sine * x + cosine * y
+                    for m in range(wide):
+                        x, y = A[i, m], A[j, m]
+                        A[i, m], A[j, m] = cosine * x - sine * y, sine * x + cosine * y
         if off <= 1e-9:  # the rotations just made leave its square
             break
     first, second = 0.0, 0.0
-    for j in range(k):
+    for i in range(k):
         square = 0.0
-        for m in range(k):
-            square += A[m, j] * A[m, j]
+        for m in range(wide):
+            square += A[i, m] * A[i, m]
         norm = math.sqrt(square)
         if not norm <= first:  # a NaN too
             first, second = norm, first
