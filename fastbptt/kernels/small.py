@@ -42,9 +42,9 @@ def triangle(G, R):
 
 @kernel(part=True)
 def largest_two(A):
-    """The two largest singular values of A (k,columns), by Jacobi rotations of its rows; A is spent.
+    """The two largest singular values of A (k,columns), by Jacobi rotations of its rows.
 
-    Hestenes 1958; Demmel and Veselic 1992 for its accuracy.
+    A is spent.  Hestenes 1958; Demmel and Veselic 1992 for its accuracy.
     """
     k, wide = A.shape
     for _ in range(30):

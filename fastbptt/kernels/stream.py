@@ -64,6 +64,27 @@ class Stream(NamedTuple):
         return bool(known.all() and (self.block_steps >= 0).all())
 
 
+def begun(panel: np.ndarray) -> Stream:
+    """What is carried at the beginning beside a panel of the states and probes."""
+    _, B, each, _ = panel.shape
+    k = each - 1
+    U = np.zeros((B, k, k))
+    U.reshape(B, k * k)[:, :: k + 1] = 1
+    return Stream(
+        panel=panel,
+        U=U,
+        e=np.zeros((B, k), np.int64),
+        since=np.zeros(B, np.int64),
+        interval=np.ones(B, np.int64),
+        running=np.zeros((B, k)),
+        running_steps=np.zeros(B, np.int64),
+        blocks=np.zeros((B, BLOCKS, k)),
+        block_steps=np.zeros((B, BLOCKS), np.int64),
+        block_count=np.zeros(B, np.int64),
+        block_length=np.ones(B, np.int64),
+    )
+
+
 class Work(NamedTuple):
     """Work space, (L·B,1+k,slots·Hp) each."""
 

@@ -118,7 +118,8 @@ class _Tile(NamedTuple):
     C = (S + A1 W1) + A2 W2, each element two sums over the halves of k in order: a tile of one row
     would else wait for the latency of the FMA.  Every tile adds in this order, so that the bits of
     an element do not depend on the tile it falls into; in a "long" one the second half comes after
-    the first, as where there are many rows.  If "transposed", C = S + (A' W), one sum.
+    the first, as where there are many rows, in a "long back" one before it.
+    If "transposed", C = S + (A' W), one sum.
     A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
@@ -296,13 +297,18 @@ class _Tile(NamedTuple):
                 firsts = [none]
                 total = one_stream(K, start)
                 other = [loaded(pointer) for pointer in registers(ahead)]
-            elif self.kind != "long" and height * len(across) <= TOGETHER:
+            elif "long" not in self.kind and height * len(across) <= TOGETHER:
                 begun, single = [start, zeros], none
                 if height == 1 and _GROUP > 1:
                     single = builder.and_(less, i64(-_GROUP))
                     begun = loop.run(none, single, begun, group_of_steps, _GROUP)
                 total, other = loop.run(single, less, begun, one_step)
                 total = loop.once(builder.icmp_signed("<", less, more), total, one_step, less)
+            elif self.kind == "long back":
+                firsts = [more]
+                other = one_stream(less, zeros)
+                firsts = [none]
+                total = one_stream(more, start)
             else:
                 total = one_stream(more, start)
                 firsts = [more]

@@ -10,7 +10,6 @@ from ..kernels import windows as kernels
 from ..kernels.jit import Entry
 from ..kernels.small import columns
 
-
 _block_norms = {np.dtype(one): Entry(kernels.block_norms) for one in (np.float32, np.float64)}
 
 

@@ -140,21 +140,7 @@ class JacobianStream:
         if (parts := net.initial_state(state, B, layout)) is not None:
             blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
         blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
-        U = np.zeros((B, k, k))
-        U.reshape(B, k * k)[:, :: k + 1] = 1
-        self._layout, self._carried = layout, kernels.Stream(
-            panel=panel,
-            U=U,
-            e=np.zeros((B, k), np.int64),
-            since=np.zeros(B, np.int64),
-            interval=np.ones(B, np.int64),
-            running=np.zeros((B, k)),
-            running_steps=np.zeros(B, np.int64),
-            blocks=np.zeros((B, kernels.BLOCKS, k)),
-            block_steps=np.zeros((B, kernels.BLOCKS), np.int64),
-            block_count=np.zeros(B, np.int64),
-            block_length=np.ones(B, np.int64),
-        )
+        self._layout, self._carried = layout, kernels.begun(panel)
 
     def update(self, x: Any) -> None:
         """Carry the stream over a chunk; any cut into chunks gives the same bits.
