@@ -243,6 +243,18 @@ def sweep_bar(info: Info) -> bool | None:
     return met
 
 
+def missed_at_limit(info: Info) -> bool:
+    """Whether a row below its bar would be below it at its limit, with curves at our own rate."""
+    if sweep_bar(info) is not False:
+        return False
+    at_limit = share_of_limit(info)
+    share = max(share_of_peak(info), share_of_limit(info, curves=False)) / at_limit
+    missed = ratio_at_limit(info) < 1.5 and share < 0.85
+    if small_train(info):
+        missed = missed or ratio_at_limit(info, "jax (") < 3 or ratio_at_limit(info, "torch") < 30
+    return missed
+
+
 def stream_bar(info: Info) -> bool | None:
     """k = 8: 3 x jax, 1.5 x at H = 256 and 70 % of the peak; k = 1, H = 256: 1.15 x forward."""
     large = info["H"] >= 256

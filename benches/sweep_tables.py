@@ -7,6 +7,7 @@ from results import (
     Info,
     best,
     few_steps,
+    missed_at_limit,
     ratio,
     ratio_at_limit,
     share_of_limit,
@@ -32,7 +33,7 @@ def sweep_rows(infos: list[Info]) -> str:
                 f"{share_of_limit(info):.0%}",
                 binding(info, met),
                 f"{info['errors']['fastbptt']:.0e}",
-                verdict(met),
+                verdict(met) + (", at its limit too" if missed_at_limit(info) else ""),
             ]
         )
     return table(head, rows)
@@ -69,7 +70,10 @@ def sweeps(infos: list[Info]) -> str:
     for task in dict.fromkeys(info["task"] for info in infos):
         some = [info for info in infos if info["task"] == task]
         met = sum(sweep_bar(info) is True for info in some)
-        parts.append(f"{task.capitalize()}, {met} of {len(some)} rows at their bar:")
+        said = f"{task.capitalize()}, {met} of {len(some)} rows at their bar"
+        if beyond := sum(missed_at_limit(info) for info in some):
+            said += f"; {beyond} of the others would miss it at the limit too"
+        parts.append(f"{said}:")
         parts.append(sweep_rows(some))
     rivalled = [info for info in infos if best(info)]
     if not rivalled:

@@ -70,6 +70,24 @@ def test_curves_are_no_excuse(results):
         assert results.sweep_bar(row) == met
 
 
+@pytest.mark.parametrize(
+    ("peer", "gcurves", "said"), [(1.3, 2, True), (1.45, 2, False), (1.3, 4, False)]
+)
+def test_a_row_that_would_miss_its_bar_at_its_limit_says_so(
+    table, results, written, peer, gcurves, said
+):
+    # 5.24 us of products and 1.02 of tanhs, or 0.51: at the limit 84 % of the peak, or 91 %, and
+    # 1.37 or 1.53 x the peer
+    seconds = {"fastbptt": [6.6] * 3, "jax (1)": [6.6 * peer] * 3, "torch (1)": [40] * 3}
+    row = case("forward", BATCH, "rnn", seconds, limits=given(4 * 64**2 / 1e11, 100, gcurves))
+    text = table.text(results.read([written(LIMITS, row)]), None)
+    (own,) = rows(text, "T, B, I, H")
+    assert own["bar"] == "**missed**" + (", at its limit too" if said else "")
+    assert (
+        "0 of 1 rows at their bar; 1 of the others would miss it at the limit too:" in text
+    ) == said
+
+
 def test_the_bar_of_small_nets_is_read_against_jax(results):
     import columns
 
