@@ -95,10 +95,10 @@ def test_the_first_chunk_may_be_too_large(monkeypatch):
     net, x = driven(5, B=2)
     stream = fb.JacobianStream(net)
 
-    def full(B):
+    def full(wanted, zeros):
         raise MemoryError
 
-    monkeypatch.setattr(stream, "_work_space", full)
+    monkeypatch.setattr("fastbptt.spectral.stream.pieces", full)
     with pytest.raises(MemoryError):
         stream.update(x)
     monkeypatch.undo()
