@@ -249,7 +249,8 @@ def missed_at_limit(info: Info) -> bool:
         return False
     at_limit = share_of_limit(info)
     share = max(share_of_peak(info), share_of_limit(info, curves=False)) / at_limit
-    missed = ratio_at_limit(info) < 1.5 and share < 0.85
+    ratio_there = ratio_at_limit(info)
+    missed = ratio_there < 1.5 and (share < 0.85 or ratio_there < 1)
     if small_train(info):
         missed = missed or ratio_at_limit(info, "jax (") < 3 or ratio_at_limit(info, "torch") < 30
     return missed

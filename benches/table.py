@@ -150,3 +150,7 @@ def main() -> None:
     given.readme.write_text(new, encoding="utf-8")
     if not given.files:
         draw_all(report["infos"])
+
+
+if __name__ == "__main__":
+    main()

@@ -149,13 +149,15 @@ class Layer:
         """Of w_ih, w_hh, bias_ih and bias_hh, from what has a row for each unit of each slot."""
         design, H, Hp = self.design, self.hidden_size, self.sizes.Hp
 
-        def in_order(matrix: np.ndarray, width: int, bias: np.ndarray, letters: str) -> Any:
-            if matrix.shape[1] > width:
-                matrix = np.ascontiguousarray(matrix[:, :width])
+        def in_order(
+            matrix: np.ndarray, width: int, bias: np.ndarray, letters: str
+        ) -> tuple[np.ndarray, np.ndarray]:
+            whole = matrix if matrix.shape[1] == width else matrix[:, :width]
             if Hp == H and letters == design.gates:
-                return matrix, bias[: len(matrix)].copy()
+                return np.ascontiguousarray(whole), bias[: len(matrix)].copy()
             starts = [letters.index(letter) * Hp for letter in design.gates]
-            return [np.concatenate([y[s : s + H] for s in starts]) for y in (matrix, bias)]
+            matrix, bias = (np.concatenate([y[s : s + H] for s in starts]) for y in (whole, bias))
+            return matrix, bias
 
         w_ih, b_ih = in_order(dw_ih, self.input_size, db, design.x_gates)
         w_hh, b_hh = in_order(dw_hh, H, db[design.slots.first * Hp :], design.h_gates)

@@ -8,7 +8,7 @@ import nets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numba import typeof, types
 from numpy.testing import assert_array_equal
@@ -17,7 +17,11 @@ from strategies import KINDS, net_cases
 import fastbptt as fb
 from fastbptt import network, threads, trace, weights
 from fastbptt.bridges import torch as bridge
+from fastbptt.kernels import frames, windows
+from fastbptt.kernels import stream as stream_kernels
 from fastbptt.kernels.jit import Entry
+from fastbptt.spectral import factors, products
+from fastbptt.spectral import stream as streams
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -132,6 +136,48 @@ def test_a_kernel_has_the_same_types_in_all_calls(kind, dtype, watched, monkeypa
     every_call()
     assert len(watched) == 3
     assert all(one.calls > 5 for one in watched)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+def test_a_stream_gives_kernels_the_same_types_in_all_calls(kind, dtype, monkeypatch, tmp_path):
+    kernels = stream_kernels.stream, windows.block_norms, frames.factorise
+    steps, norms, start = entries = [Watched(kernel) for kernel in kernels]
+    monkeypatch.setattr(streams, "_entry", lambda make, dtype: steps)
+    monkeypatch.setattr(factors, "_block_norms", {np.dtype(dtype): norms})
+    monkeypatch.setattr(products, "_factorise", start)
+
+    def loaded(one):
+        one.save(tmp_path / "stream.npz")
+        arrays = {
+            name: np.array(y, order="F") for name, y in np.load(tmp_path / "stream.npz").items()
+        }
+        np.savez(tmp_path / "stream.npz", **arrays)
+        return fb.JacobianStream.load(tmp_path / "stream.npz")
+
+    def out_of_band(one):
+        parts = []
+        text = pickle.dumps(one, 5, buffer_callback=parts.append)
+        return pickle.loads(text, buffers=[bytes(part) for part in parts])
+
+    @settings(deadline=None, max_examples=20)
+    @given(
+        case=net_cases([kind], least=0),
+        probes=st.integers(1, 9),
+        strange=st.sampled_from([None, "read-only", "unaligned", "turned"]),
+        copied=st.sampled_from([None, copy.deepcopy, loaded, out_of_band]),
+    )
+    def every_call(case, probes, strange, copied):
+        assume(not case.bidirectional)
+        net = nets.network(case, dtype)
+        stream, x = fb.JacobianStream(net, probes), as_strange(case.x.astype(dtype), strange)
+        for _ in range(2):
+            stream.update(x)
+            stream.result()
+            stream = copied(stream) if copied else stream
+
+    every_call()
+    assert all(one.calls > 5 for one in entries)
 
 
 def as_strange(y, how):

@@ -90,6 +90,22 @@ def test_an_interrupted_update_is_not_taken_for_a_whole_one(monkeypatch, tmp_pat
     other.update(x)
 
 
+@pytest.mark.parametrize("times", [0, 1])
+def test_a_copy_whose_memory_may_not_be_written_goes_on_in_its_own(times):
+    net, x = driven(5)
+    stream, parts = fb.JacobianStream(net), []
+    for _ in range(times):
+        stream.update(x)
+    text = pickle.dumps(stream, 5, buffer_callback=parts.append)
+    kept = [bytes(part) for part in parts]
+    before = [bytearray(part) for part in kept]  # whose memory is another
+    other = pickle.loads(text, buffers=kept)
+    for one in (stream, other):
+        one.update(x)
+    assert kept == before
+    assert_array_equal(other.result().lower, stream.result().lower)
+
+
 def test_the_first_chunk_may_be_too_large(monkeypatch):
     """For its work memory: a smaller one is then the first."""
     net, x = driven(5, B=2)

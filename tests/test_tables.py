@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 import sys
 
 import pytest
@@ -71,13 +72,14 @@ def test_curves_are_no_excuse(results):
 
 
 @pytest.mark.parametrize(
-    ("peer", "gcurves", "said"), [(1.3, 2, True), (1.45, 2, False), (1.3, 4, False)]
+    ("peer", "gcurves", "said"),
+    [(1.3, 2, True), (1.45, 2, False), (1.3, 4, False), (0.83, 4, True)],
 )
 def test_a_row_that_would_miss_its_bar_at_its_limit_says_so(
     table, results, written, peer, gcurves, said
 ):
     # 5.24 us of products and 1.02 of tanhs, or 0.51: at the limit 84 % of the peak, or 91 %, and
-    # 1.37 or 1.53 x the peer
+    # 1.37, 1.53 or 0.95 x the peer
     seconds = {"fastbptt": [6.6] * 3, "jax (1)": [6.6 * peer] * 3, "torch (1)": [40] * 3}
     row = case("forward", BATCH, "rnn", seconds, limits=given(4 * 64**2 / 1e11, 100, gcurves))
     text = table.text(results.read([written(LIMITS, row)]), None)
@@ -264,9 +266,9 @@ def readme(table, tmp_path):
     return file
 
 
-def test_only_what_stands_between_the_markers_is_written(table, written, readme, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["table.py", str(written(WON)), "--readme", str(readme)])
-    table.main()
+def test_only_what_stands_between_the_markers_is_written(table, written, readme):
+    # as its users call it
+    subprocess.run([sys.executable, table.__file__, written(WON), "--readme", readme], check=True)
     new = readme.read_text()
     assert new.startswith(f"above\n{table.BEGIN}\nMeasured at commit 0123456 on Abacus")
     assert new.endswith(f"\n{table.END}\nbelow\n")

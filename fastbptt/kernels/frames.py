@@ -160,6 +160,16 @@ def log_condition(R, x):
     return math.log(most) + math.log(far) if far > 0 else 0.0
 
 
+@kernel(part=True)
+def finite(matrix):
+    """Whether all its numbers are finite."""
+    total = nothing = matrix.dtype.type(0)
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            total += matrix[i, j] * nothing
+    return total == nothing
+
+
 @kernel
 def settle(frame, R, e, work, x):
     """`orthonormalise`, unless the frame is not finite, and how far its directions have grown.
@@ -168,12 +178,8 @@ def settle(frame, R, e, work, x):
     at most of the directions that grew by a finite factor; of those with e > EMPTY.  x (k,) is
     work space.
     """
-    k, N = frame.shape
-    nothing = frame.dtype.type(0)
-    for i in range(k):
-        for j in range(N):
-            nothing += frame[i, j] * frame.dtype.type(0)
-    if nothing != 0:
+    k = frame.shape[0]
+    if not finite(frame):
         return False, 0.0, 0.0, 0.0
     orthonormalise(frame, R, work)
     spread = log_condition(R, x)

@@ -74,7 +74,7 @@ def largest_two(A):
         for m in range(wide):
             square += A[i, m] * A[i, m]
         norm = math.sqrt(square)
-        if not norm <= first:  # a NaN too
+        if not norm <= first:  # a NaN too, which `triangle` carries on to the last
             first, second = norm, first
         elif norm > second:
             second = norm

@@ -6,6 +6,7 @@ nor on how the sequence is cut into chunks.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,11 @@ def begun(panel: np.ndarray) -> Stream:
         block_count=np.zeros(B, np.int64),
         block_length=np.ones(B, np.int64),
     )
+
+
+def writable(arrays: Iterable[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The arrays, or copies of those that may not be written."""
+    return tuple(np.require(y, requirements=["C", "W"]) for y in arrays)
 
 
 class Work(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frames import EMPTY, log_condition
+from .frames import EMPTY, finite, log_condition
 from .jit import kernel
 from .small import AT_ONCE, copy, inverse, largest_two, multiply, norm, solve, times, triangle
 
@@ -93,20 +93,21 @@ def history_norms(G, shifts, U, e, R0, out):
 def block_norms(frames, U, e, R0, wide, out):
     """out (3,B) <- what `history_norms` says of each of B products whose frame is the last alone.
 
-    frames (B,k,N), U (B,k,k), e (B,k), wide = columns(k).  NaN, NaN and 1 of one that is not
-    finite.
+    frames (B,k,N), U (B,k,k), e (B,k), R0 (k,k), wide = columns(k).  NaN, NaN and 1 of one that is
+    not finite.
     """
-    B, k, N = frames.shape
+    _, k, N = frames.shape
     G, shifts, one = np.empty((1, k, wide)), np.zeros(1, np.int64), np.empty((1, 3))
     work, zeros, frame = np.zeros((4, k, wide)), np.zeros(wide), np.zeros((wide, N))
-    for b in range(B):
-        nothing = 0.0
-        for i in range(k):
-            for j in range(N):
-                nothing += frames[b, i, j] * 0.0
-            for j in range(k):
-                nothing += U[b, i, j] * 0.0
-        if nothing == 0:
+    _block_norms(frames, U, e, R0, out, (G, shifts, one), (work, zeros, frame))
+
+
+@kernel(part=True)
+def _block_norms(frames, U, e, R0, out, of_one, scratch):
+    """`block_norms`; of_one is room for a sequence's G, shift and norms, the scratch all zeros."""
+    (G, shifts, one), (work, zeros, frame) = of_one, scratch
+    for b in range(frames.shape[0]):
+        if finite(frames[b]) and finite(U[b]):
             _gram(frames[b : b + 1], G, shifts, frame)
             _history_norms(G, shifts, U[b], e[b], R0, one, work, zeros)
         else:

@@ -76,7 +76,7 @@ def checked(chain: Any, square: bool = False) -> Chain:
 
 def orthonormal(block: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """block (N,k) = V R0 of float64 -> rows V' (k,N) of the dtype and R0 (k,k)."""
-    rows, R0 = block.T.copy(), np.zeros((block.shape[1],) * 2)
+    rows, R0 = block.T.copy(), np.empty((block.shape[1],) * 2)
     _factorise.call(rows, R0, np.empty(len(block)))
     return rows.astype(dtype, copy=False), R0
 

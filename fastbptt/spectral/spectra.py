@@ -153,7 +153,7 @@ def lyapunov_spectrum(source: Any, k: int | None = None, *, rng: Any = 0) -> Lya
         if one.stop - one.start > longest:  # of near-isometries: blocks end within it
             for mark in marks[(one.start < marks) & (marks < one.stop)].tolist():
                 y, at = chain.push(at, mark, y), mark
-                keep(mark, before, np.linalg.qr(y.T.astype(np.float64))[1])
+                keep(mark, before, orthonormal(y.T.astype(np.float64), y.dtype)[1])
         keep(one.stop, before, one.R)
 
     rows, _ = orthonormal(checks.generator(rng).standard_normal((N, k)), chain.dtype)

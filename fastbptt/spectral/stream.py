@@ -30,10 +30,7 @@ _STEP = 5000  # multiply-adds that a step of a sequence takes as long as, beside
 _FORMAT = "fastbptt.JacobianStream/2"
 
 
-@functools.lru_cache
-def _pieces_of(dtype: np.dtype, *shapes: tuple[int, ...]) -> Pieces:
-    """Of the panel, and of what the kernel works in, of no meaning between two calls."""
-    return Pieces(dtype, shapes)
+_pieces_of = functools.lru_cache(Pieces)  # of the panel and of what the kernel works in
 
 
 @functools.lru_cache
@@ -127,16 +124,15 @@ class JacobianStream:
         """Set up what is carried for B sequences."""
         net, k, H, dtype = self.net, self.probes, self.net.hidden_size, self.net.dtype
         slots, layers, Hp = net.weights.design.slots, len(net.weights.layers), padded(H, dtype)
-        panel_shape, work = (2, B, 1 + k, self._blocks * Hp), (layers * B, 1 + k, slots.width * Hp)
         chunk = max(1, CHUNK_ROWS // max(B, 1))
-        panel, start, a, ax = pieces(
-            _pieces_of(dtype, panel_shape, work, work, (chunk * B, slots.x * Hp)), zeros=True
-        )
+        of_panel, of_a = (2, B, 1 + k, self._blocks * Hp), (layers * B, 1 + k, slots.width * Hp)
+        wanted = _pieces_of(dtype, (of_panel, of_a, of_a, (chunk * B, slots.x * Hp)))
+        panel, start, a, ax = pieces(wanted, zeros=True)
         bias = self._weights.stacked_cell.bias.reshape(layers, 1, -1)
-        start.reshape(layers, B, *work[1:])[:, :, 0, : bias.shape[2]] = bias
-        self._work = ax, (start, a), sequences_of(chunk, B, None, None).starts
-        apart = panel.reshape(2, B, 1 + k, self._blocks, Hp)
-        blocks = apart[0, :, :, :, :H]  # (B,1+k,L·parts,H)
+        start.reshape(layers, B, *of_a[1:])[:, :, 0, : bias.shape[2]] = bias
+        starts = sequences_of(chunk, B, None, None).starts
+        self._work: tuple[np.ndarray, ...] = ax, start, a, starts
+        blocks = panel.reshape(2, B, 1 + k, self._blocks, Hp)[0, ..., :H]  # (B,1+k,L·parts,H)
         if (parts := net.initial_state(state, B, layout)) is not None:
             blocks[:, 0] = np.stack(parts, axis=1).reshape(self._blocks, B, H).swapaxes(0, 1)
         blocks[:, 1:] = self._V.T.reshape(k, self._blocks, H)
@@ -180,7 +176,7 @@ class JacobianStream:
         H, rows_each, above = self.net.hidden_size, 1 + self.probes, len(self._weights.layers) - 1
         step = H * (I + H * rows_each) + above * 2 * H * H * rows_each
         cost = B * step * len(self._weights.design.gates)  # multiply-adds
-        ax, work, starts = self._work
+        ax, *work, starts = self._work
         cell, state = self._weights.stacked_cell, tuple(carried)
         entry = _entry(self._weights.layers[0].make, self.net.dtype)
         length = max(1, int(_CALL / max(cost + B * _STEP, 1)))
@@ -189,7 +185,7 @@ class JacobianStream:
             part, start = x[t0 : t0 + length], self.steps
 
             def rows(b0: int, b1: int, part: np.ndarray = part, start: int = start) -> None:
-                entry.call(cell, part, ax, work, starts, (start, b0, b1), state)
+                entry.call(cell, part, ax, tuple(work), starts, (start, b0, b1), state)
 
             share(rows, B, cost * len(part))
             self.steps += len(part)
@@ -219,13 +215,20 @@ class JacobianStream:
         """A copy is nobody's yet, but broken if this one is."""
         return {**vars(self), "_free": [] if self._under_way else [None]}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose arrays are read-only if they are those of a pickle out of band."""
+        vars(self).update(state)
+        if self._carried is not None:
+            self._work = kernels.writable(self._work)
+            self._carried = kernels.Stream(*kernels.writable(self._carried))
+
     def _norms(self) -> factors.BlockNorms:
         """The norms now."""
         s = self._carried
         assert s is not None
         frames = np.ascontiguousarray(self._states(s)[:, 1:])
-        frames = frames.reshape(s.since.size, *self._V.T.shape)
-        return factors.block_norms(frames, s.U, s.e, self._R0)
+        own = s.since.size, *self._V.T.shape
+        return factors.block_norms(frames.reshape(own), s.U, s.e, self._R0)
 
     def _states(self, s: kernels.Stream) -> np.ndarray:
         """The state and its tangents now, (B,1+k,L·parts,H)."""
