@@ -90,6 +90,17 @@ def test_a_row_that_would_miss_its_bar_at_its_limit_says_so(
     ) == said
 
 
+@pytest.mark.parametrize(
+    ("jax", "torch", "said"), [(1.0, 40, True), (2.2, 10, True), (2.2, 40, False)]
+)
+def test_a_small_net_may_miss_either_bar_of_its_own_at_its_limit(results, jax, torch, said):
+    # its limit is 0.56 us: 3 x that is 1.7, 30 x 17
+    seconds = {"fastbptt": [0.8] * 3, "torch (1)": [torch] * 3, "jax (1)": [jax] * 3}
+    row = case("train", ONE, "rnn", seconds)
+    assert results.sweep_bar(row) is False
+    assert results.missed_at_limit(row) == said
+
+
 def test_the_bar_of_small_nets_is_read_against_jax(results):
     import columns
 
