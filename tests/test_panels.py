@@ -16,7 +16,14 @@ from fastbptt.kernels.gradients import (
 from fastbptt.kernels.jit import kernel
 from fastbptt.kernels.memory import aligned
 from fastbptt.kernels.packing import pack
-from fastbptt.kernels.panels import packed, padded, panel_matmul, rows_matmul, to_and_fro
+from fastbptt.kernels.panels import (
+    SPLIT,
+    packed,
+    padded,
+    panel_matmul,
+    rows_matmul,
+    to_and_fro,
+)
 from fastbptt.kernels.simd import VECTORS, lanes, rows
 
 DTYPES = (np.float32, np.float64)
@@ -134,6 +141,25 @@ def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N, K):
         for back in (0, 1):
             product(np.ascontiguousarray(A[23 - M :]), panels_of(W), S, part, back)
             np.testing.assert_array_equal(part, C[23 - M :])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("N", [1, 70, 130])  # with a last panel of one register, and without
+@pytest.mark.parametrize("M", [19, 40, 64])
+def test_rows_that_go_through_W_twice_have_the_bits_of_those_that_go_once(dtype, N, M):
+    rng = np.random.default_rng(0)
+    K = SPLIT // (M * np.dtype(dtype).itemsize) + 1
+    A, W = rng.uniform(-1, 1, (M, K)).astype(dtype), rng.uniform(-1, 1, (N, K)).astype(dtype)
+    S = aligned((padded(N, dtype),), dtype)
+    S[:] = rng.uniform(-1, 1, S.shape)
+    C = aligned((M, padded(N, dtype)), dtype)
+    panels = panels_of(W)
+    product(A, panels, S, C)
+    close(C[:, :N], S[:N] + A.astype(float) @ W.T.astype(float), K)
+    for m in range(0, M, 9):
+        part = aligned((min(9, M - m), padded(N, dtype)), dtype)
+        product(A[m : m + 9], panels, S, part)
+        np.testing.assert_array_equal(part, C[m : m + 9])
 
 
 @settings(deadline=None, max_examples=80)

@@ -8,7 +8,7 @@ from .cells import slots
 from .jit import kernel
 from .panels import MOST_SOON, copy_panel_row
 from .simd import REGISTER_BYTES, VECTORS, copy_run, flush_subnormals, lanes, restore, rows, shifted
-from .tiles import ROWS, tiles
+from .tiles import ROWS, SPREAD, tiles
 
 GROUP = 16  # panels of b packed at once: half of L2
 TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them in float32
@@ -86,8 +86,10 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
         n = min(GRADIENT_ROWS, r1 - s0)
         origin = (s0 - r0) * b[1]
         # the rows of b that the next block packs: a part by each tile but those that fetch da
-        steps = max(1, (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) - (i1 - i0) // TURNED) * n
+        fetching = min(SPREAD, Kp // panel)
+        count = (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) - (i1 - i0) // TURNED * fetching
         later = min(GRADIENT_ROWS, r1 - s0 - n) * b[1]
+        steps = max(1, count) * n
         share = (later + steps - 1) // steps if later * itemsize <= MOST_SOON else 0
         soon = shifted(b, origin + GRADIENT_ROWS * b[1], share)
         for p0 in range(0, Kp // panel, GROUP):
@@ -113,7 +115,7 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                 else:
                     a = rows(da, s0 * wide + i, wide)
                 # the next columns: from L3 they took as long as a third of their products
-                ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide)
+                ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide // SPREAD)
                 for r in range(0, min(TURNED, i1 - i), ROWS):
                     # all panels for one tile's rows: those of two tiles, a power of two apart,
                     # would drive each other out of L1
@@ -122,11 +124,12 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
                     begin = 0
                     if r == 0:
-                        _turned(height, 1, own, panels, n, c, c, ahead)
-                        begin = 1
+                        begin = min(SPREAD, group)
+                        _turned(height, begin, own, panels, n, c, c, ahead)
                     w, c = shifted(panels, begin * size, size), shifted(c, begin * panel, Kp)
                     _turned(height, group - begin, own, w, n, c, c, soon)
-                    soon = shifted(soon, (group - begin) * n * share, share)
+                    later -= (group - begin) * n * share
+                    soon = shifted(soon, (group - begin) * n * share, share if later > 0 else 0)
 
 
 @kernel(part=True)

@@ -46,6 +46,10 @@ _GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
 # Steps of k in one turn of the loop of a tile of several rows and panels: LLVM by itself makes that
 # two, and a product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
 _UNROLLED = 4 if REGISTERS == 16 else 1
+# Those of a transposed one, and how many of them fetch a line.  All of da's next columns fetched by
+# the first of their products, a line at each k, was more at once than a core can wait for: the
+# gradients of 256 to 1024 units took 1.05 to 1.07 times as long (Granite Rapids).
+SPREAD = 4
 _LINE = max(1, 64 // REGISTER_BYTES)  # registers of a cache line
 _SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
 # Steps of k from which a tile fetches what the tile below it begins with, which comes from L3 where
@@ -119,12 +123,14 @@ class _Tile(NamedTuple):
     would else wait for the latency of the FMA.  Every tile adds in this order, so that the bits of
     an element do not depend on the tile it falls into; in a "long" one the second half comes after
     the first, as where there are many rows, in a "long back" one before it.
-    If "transposed", C = S + (A' W), one sum.
+    A "first" one has the first of these sums alone, C = S + A W, a "second" one C = S + (A W), and
+    a "transposed" one C = S + (A' W).
     A, W, S and C are `rows`: A (height,K), or (K,height) if transposed; W (panels,K,width) with
     the panels at its stride; S and C (height, panels·width), S with stride 0 being one vector for
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
-    is needed next from further away.  A "fetching" one of few rows and several panels fetches one
-    in each turn of its loop of _UNROLLED k, none where that is 1.  One of many rows and of at least
+    is needed next from further away; a transposed one a line at each k that SPREAD divides, a
+    "fetching" one of few rows and several panels in each turn of its loop of _UNROLLED k, none
+    where that is 1.  One of many rows and of at least
     _BELOW_FROM k fetches the S of the tile below it, too.
     A "half" one, of one row, is one of the two sums alone: C = (S + A W) + ahead, S, C and ahead
     (panels, width) with the panels at their strides.
@@ -168,6 +174,7 @@ class _Tile(NamedTuple):
         # as long
         by_weight = (height + 1) * len(across) >= REGISTERS
         transposed, half = self.kind == "transposed", self.kind == "half"
+        one_sum = self.kind in ("first", "second", "transposed")
         i32, i64 = ir.IntType(32), ir.IntType(64)
         vector, size = vector_of(place)
         width = vector.count
@@ -221,7 +228,8 @@ class _Tile(NamedTuple):
             return sums
 
         def fetch(k):
-            prefetch(builder, ahead.row(builder, k), TO_L2)
+            if not transposed:
+                prefetch(builder, ahead.row(builder, k), TO_L2)
             if WEIGHTS_AHEAD:
                 later = builder.mul(builder.add(k, i64(_SOON)), i64(self.vectors * width))
                 for v in range(self.vectors):
@@ -252,10 +260,12 @@ class _Tile(NamedTuple):
                 updated[at] = builder.call(multiply_add, [one, w, sums[at]])
             return updated
 
+        by = SPREAD if transposed else _UNROLLED
+
         def some_steps(sums, stream, m):
-            if self.kind == "fetching":
+            if self.kind in ("fetching", "transposed"):
                 prefetch(builder, ahead.row(builder, builder.add(m, firsts[stream])), TO_L2)
-            for i in range(_UNROLLED):
+            for i in range(by):
                 sums = one_step(sums, stream, builder.add(m, i64(i)))
             return sums
 
@@ -264,25 +274,30 @@ class _Tile(NamedTuple):
             if half and _GROUP > 1:
                 single = builder.and_(count, i64(-_GROUP))
                 (sums,) = loop.run(none, single, [sums], group_of_steps, _GROUP)
-            elif _UNROLLED > 1 and height > 1 and self.panels > 1:
-                single = builder.and_(count, i64(-_UNROLLED))
-                (sums,) = loop.run(none, single, [sums], some_steps, _UNROLLED)
+            elif transposed or (_UNROLLED > 1 and height > 1 and self.panels > 1):
+                single = builder.and_(count, i64(-by))
+                (sums,) = loop.run(none, single, [sums], some_steps, by)
             (sums,) = loop.run(single, count, [sums], one_step)
             return sums
 
         none = i64(0)
         if transposed:
             sources = [builder.gep(A.pointer, [i64(r)]) for r in range(height)]
-            firsts = [none]
-            for pointer in registers(S):  # long before they are added to
-                prefetch(builder, pointer, TO_L1)
-            (total,) = loop.run(none, K, [zeros], one_step)
-            other = [loaded(pointer) for pointer in registers(S)]
         else:
             # Else LLVM makes the rows' pointers from one another, at every step of k, on the ports
             # that the FMAs need: up to a tenth slower.
             starts = [A.row(builder, i64(r)) for r in range(height)]
             sources = [of_unknown_origin(builder, start, "r") for start in starts]
+        if one_sum:
+            firsts = [none]
+            for pointer in registers(S):  # long before they are added to
+                prefetch(builder, pointer, TO_L1)
+            if self.kind == "first":
+                total, other = one_stream(K, [loaded(pointer) for pointer in registers(S)]), None
+            else:
+                total = one_stream(K, zeros)
+                other = [loaded(pointer) for pointer in registers(S)]
+        else:
             less = builder.lshr(K, i64(1))
             more = builder.sub(K, less)
             firsts = [none, more]
@@ -313,8 +328,11 @@ class _Tile(NamedTuple):
                 total = one_stream(more, start)
                 firsts = [more]
                 other = one_stream(less, zeros)
-        for pointer, one, two in zip(registers(C), total, other, strict=True):
-            builder.store(builder.fadd(one, two), pointer).align = size
+        if other is not None:
+            pairs = zip(total, other, strict=True)
+            total = [builder.fadd(one, two) for one, two in pairs]
+        for pointer, one in zip(registers(C), total, strict=True):
+            builder.store(one, pointer).align = size
 
 
 def tile(height: int, panels: int, vectors: int = VECTORS, kind: str = "") -> Any:
