@@ -53,11 +53,11 @@ def product(A, W, S, C, back=0):
 
 
 @kernel
-def gradient_of(da, i0, i1, b, gradient, scratch):
-    """Rows i0 .. i1-1 of gradient += da' b."""
-    (S, K), wide = b.shape, gradient.shape[1]
+def gradient_of(da, i0, i1, b, K, gradient, scratch):
+    """Rows i0 .. i1-1 of gradient += da' b, with the first K columns of b."""
+    (S, wide_b), wide = b.shape, gradient.shape[1]
     target = rows(gradient, i0 * wide, wide)
-    weight_gradient(da, (0, S), (i0, i1), rows(b, 0, K), K, target, scratch)
+    weight_gradient(da, (0, S), (i0, i1), rows(b, 0, wide_b), K, target, scratch)
 
 
 @kernel
@@ -174,19 +174,38 @@ def test_weight_gradient_whole_and_in_slices_of_panels(S, H, K, dtype, seed):
     rng = np.random.default_rng(seed)
     da = aligned((S, padded(H, dtype)), dtype)
     da[:] = rng.uniform(-1, 1, da.shape)
-    b = rng.uniform(-1, 1, (S, K)).astype(dtype)
+    apart = np.full((S, K + 1), np.nan, dtype)
+    b = apart[:, :K] = rng.uniform(-1, 1, (S, K)).astype(dtype)
     panel = VECTORS * lanes(dtype)
     count = -(-K // panel)
     whole, parts = np.ones((2, H, count * panel), dtype)
     scratch = aligned(gradient_scratch(dtype), dtype)
     assert scratch[GROUP:].size >= GRADIENT_ROWS * TURNED  # where columns of da go
     scratch[:] = np.nan
-    gradient_of(da, 0, H, b, whole, scratch)
+    gradient_of(da, 0, H, b, K, whole, scratch)
     for i in range(0, H, TURNED):
-        gradient_of(da, i, min(i + TURNED, H), b, parts, scratch)
+        gradient_of(da, i, min(i + TURNED, H), apart, K, parts, scratch)
     close(whole[:, :K], 1 + da[:, :H].T.astype(float) @ b.astype(float), S)
     np.testing.assert_array_equal(parts, whole)
     np.testing.assert_array_equal(whole[:, K:], 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [5, 16, 40])
+@pytest.mark.parametrize("registers", [1, VECTORS])
+def test_what_lies_as_if_it_were_packed_gives_the_same_bits(registers, H, dtype):
+    rng = np.random.default_rng(0)
+    K, S, scratch = registers * lanes(dtype), 2 * GRADIENT_ROWS + 9, gradient_scratch(dtype)
+    da = aligned((S, padded(H, dtype)), dtype)
+    da[:] = rng.uniform(-1, 1, da.shape)
+    apart = np.full((S, K + 1), np.nan, dtype)
+    b = apart[:, :K] = rng.uniform(-1, 1, (S, K)).astype(dtype)
+    packed_, unpacked = np.ones((2, H, VECTORS * lanes(dtype)), dtype)
+    gradient_of(da, 0, H, apart, K, packed_, np.full(scratch, np.nan, dtype))
+    unused = np.full(scratch, np.nan, dtype)
+    gradient_of(da, 0, H, b, K, unpacked, unused)
+    assert np.isnan(unused[:GROUP]).all()
+    np.testing.assert_array_equal(unpacked, packed_)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,6 +15,7 @@ TURNED = 2 * ROWS  # columns of da packed at once: at most a cache line of them 
 GRADIENT_ROWS = 192  # rows of one partial sum: a panel of them, 24 KB, and a tile of da stay in L1
 
 _turned = tiles(ROWS, kind="transposed")
+_turned_half = tiles(ROWS, vectors=1, kind="transposed")
 _copy_tile_row = copy_run(elements=TURNED)
 
 
@@ -72,9 +73,10 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
     """gradient[i - i0, j] += sum_s da[s,i] b[s - r0, j] for r0 <= s < r1, i0 <= i < i1, j < K.
 
     da is an array, `some` (r0, r1), `columns` (i0, i1); b and gradient are `rows`, gradient's of K
-    in whole panels; scratch as `gradient_scratch` says.  Both operands are packed: rows a power of
-    two apart fall into one set of L1.  Sums of GRADIENT_ROWS rows are added up in order: the error
-    grows with their number, not with that of the rows.
+    in whole panels; scratch as `gradient_scratch` says.  Both operands are packed, as rows a power
+    of two apart fall into one set of L1, but for what lies as if it were: packing was half of what
+    16 units took.  Sums of GRADIENT_ROWS rows are added up in order: the error grows with their
+    number, not with that of the rows.
     """
     (r0, r1), (i0, i1) = some, columns
     wide, Kp = da.shape[1], gradient[1]
@@ -82,6 +84,7 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
     size = GRADIENT_ROWS * panel
     turned = rows(scratch, GROUP * size, TURNED)
     itemsize = VECTORS * REGISTER_BYTES // panel
+    as_it_lies = K == b[1] and K in (panel, panel // VECTORS)  # a panel, or a register
     for s0 in range(r0, r1, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, r1 - s0)
         origin = (s0 - r0) * b[1]
@@ -94,7 +97,10 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
         soon = shifted(b, origin + GRADIENT_ROWS * b[1], share)
         for p0 in range(0, Kp // panel, GROUP):
             group = min(GROUP, Kp // panel - p0)
-            for p in range(group):
+            panels = rows(scratch, 0, size)
+            if as_it_lies:
+                panels = shifted(b, origin, size)
+            for p in range(0 if as_it_lies else group):
                 j = (p0 + p) * panel
                 if j + panel <= K:
                     for s in range(n):
@@ -105,15 +111,13 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     for s in range(n):
                         for i in range(K - j):
                             scratch[p, s, i] = b[0][origin + s * b[1] + j + i]
-            panels = rows(scratch, 0, size)
             for i in range(i0, i1, TURNED):
-                if i + TURNED <= wide:
+                a = rows(da, s0 * wide + i, wide)
+                if wide > TURNED and i + TURNED <= wide:
                     for s in range(n):
                         source = rows(da, (s0 + s) * wide + i, 0)
                         _copy_tile_row(source, shifted(turned, s * TURNED, 0))
                     a = turned
-                else:
-                    a = rows(da, s0 * wide + i, wide)
                 # the next columns: from L3 they took as long as a third of their products
                 ahead = rows(da, s0 * wide + min(i + TURNED, wide - 1), wide // SPREAD)
                 for r in range(0, min(TURNED, i1 - i), ROWS):
@@ -122,6 +126,9 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     height = min(ROWS, i1 - i - r)
                     own = shifted(a, r, a[1])
                     c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
+                    if as_it_lies and panel > K:
+                        _turned_half(height, 1, own, panels, n, c, c, ahead)
+                        continue
                     begin = 0
                     if r == 0:
                         begin = min(SPREAD, group)
