@@ -84,7 +84,7 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
     size = GRADIENT_ROWS * panel
     turned = rows(scratch, GROUP * size, TURNED)
     itemsize = VECTORS * REGISTER_BYTES // panel
-    as_it_lies = K == b[1] and K in (panel, panel // VECTORS)  # a panel, or a register
+    as_it_lies = b[1] == K and K in (panel, panel // VECTORS)  # a panel, or a register
     for s0 in range(r0, r1, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, r1 - s0)
         origin = (s0 - r0) * b[1]
