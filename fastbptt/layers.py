@@ -21,7 +21,8 @@ from .weights import Layer, Sizes
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
-# Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.
+# Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.  One for
+# all where it is more than _CHUNK_BYTES: train steps of 1024 units then take 0.985 of the time.
 _CHUNKS_AHEAD = 2
 # Multiply-adds of a thread in one call of a forward kernel, 0.08 to 0.18 s: Ctrl-C is heard between
 # two.  A call is a hand-over, 0.3 ms where a long one has emptied the caches: calls of two threads
@@ -62,7 +63,8 @@ def _scratch(sizes: Sizes, N: int, T: int, steps: int, dense: bool, threads: int
 
     For a backward pass over N sequences of up to T steps, in chunks of `steps`.
     """
-    held = 1 if threads == 1 else _CHUNKS_AHEAD * threads
+    chunk = steps * N * sizes.wide * sizes.dtype.itemsize
+    held = 1 if threads == 1 or chunk > _CHUNK_BYTES else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
     shapes = (
         state,
