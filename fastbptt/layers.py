@@ -22,8 +22,8 @@ from .weights import Layer, Sizes
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
 # Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.  One for
-# all where it is more than _CHUNK_BYTES: train steps of 1024 units then take 0.985 of the time.
-_CHUNKS_AHEAD = 2
+# all where it is more bytes than the second: with 1024 units a train step takes 0.985 of the time.
+_CHUNKS_AHEAD, _MOST_AHEAD = 2, 1 << 21
 # Multiply-adds of a thread in one call of a forward kernel, 0.08 to 0.18 s: Ctrl-C is heard between
 # two.  A call is a hand-over, 0.3 ms where a long one has emptied the caches: calls of two threads
 # a quarter as long, all but the last, took 2 to 4 % more with 512 and 1024 units.
@@ -64,7 +64,7 @@ def _scratch(sizes: Sizes, N: int, T: int, steps: int, dense: bool, threads: int
     For a backward pass over N sequences of up to T steps, in chunks of `steps`.
     """
     chunk = steps * N * sizes.wide * sizes.dtype.itemsize
-    held = 1 if threads == 1 or chunk > _CHUNK_BYTES else _CHUNKS_AHEAD * threads
+    held = 1 if threads == 1 or chunk > _MOST_AHEAD else _CHUNKS_AHEAD * threads
     state, before = (N, sizes.Hp), (0 if dense else min(steps, T) * N, sizes.Hp)
     shapes = (
         state,

@@ -93,6 +93,10 @@ def test_the_bits_do_not_depend_on_how_many_steps_a_call_or_a_meeting_has(
         assert {rows for _, rows in calls} == {chunk if count == 1 else count * ahead * chunk}
         if call == 1:
             assert len(calls) == count * -(-1400 // steps)
+    monkeypatch.setattr(layers, "_MOST_AHEAD", 1)
+    for one, many in zip(alone, gradients(), strict=True):
+        np.testing.assert_array_equal(one, many)
+    assert {rows for _, rows in calls} == {chunk}
 
 
 @pytest.mark.usefixtures("every_call_is_shared")
