@@ -21,8 +21,9 @@ from .weights import Layer, Sizes
 # Of da in one chunk: half of L2, where the weight gradients find it.  Four times that, in L3, took
 # 7 % more of an LSTM's train step at B = 32, H = 256.
 _CHUNK_BYTES = 1 << 19
-# Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.  One
-# for all where it is more bytes than that: with 1024 units a train step takes 0.985 of the time.
+# Chunks for each of several threads between two meetings: 1 and 4 take as long, within 3 %.  Where
+# one has more bytes than _MOST_AHEAD, one for all: a train step of 1024 units then takes 0.985 of
+# the time (two threads).
 _CHUNKS_AHEAD, _MOST_AHEAD = 2, 1 << 21
 # Multiply-adds of a thread in one call of a forward kernel, 0.08 to 0.18 s: Ctrl-C is heard between
 # two.  A call is a hand-over, 0.3 ms where a long one has emptied the caches: calls of two threads

@@ -53,6 +53,14 @@ def product(A, W, S, C, back=0):
 
 
 @kernel
+def product_added(A, W, C):
+    """C += A W'."""
+    (M, K), Np = A.shape, C.shape[1]
+    c = rows(C, 0, Np)
+    panel_matmul(rows(A, 0, K), M, packed(W, 0, K), Np, c, c)
+
+
+@kernel
 def gradient_of(da, i0, i1, b, K, gradient, scratch):
     """Rows i0 .. i1-1 of gradient += da' b, with the first K columns of b."""
     (S, wide_b), wide = b.shape, gradient.shape[1]
@@ -144,7 +152,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_panel(dtype, N, K):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("N", [1, 70, 130])  # with a last panel of one register, and without
+@pytest.mark.parametrize("N", [1, 64, 70, 130])  # with a last panel of one register, and without
 @pytest.mark.parametrize("M", [19, 40, 64])
 def test_rows_that_go_through_W_twice_have_the_bits_of_those_that_go_once(dtype, N, M):
     rng = np.random.default_rng(0)
@@ -160,6 +168,10 @@ def test_rows_that_go_through_W_twice_have_the_bits_of_those_that_go_once(dtype,
         part = aligned((min(9, M - m), padded(N, dtype)), dtype)
         product(A[m : m + 9], panels, S, part)
         np.testing.assert_array_equal(part, C[m : m + 9])
+    onto = aligned(C.shape, dtype)
+    onto[:] = S
+    product_added(A, panels, onto)
+    np.testing.assert_array_equal(onto, C)
 
 
 @settings(deadline=None, max_examples=80)

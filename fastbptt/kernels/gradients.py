@@ -84,11 +84,13 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
     size = GRADIENT_ROWS * panel
     turned = rows(scratch, GROUP * size, TURNED)
     itemsize = VECTORS * REGISTER_BYTES // panel
-    as_it_lies = b[1] == K and K in (panel, panel // VECTORS)  # a panel, or a register
+    register = panel // VECTORS
+    as_it_lies = b[1] == K and K in (register, panel)
+    half = as_it_lies and register == K
     for s0 in range(r0, r1, GRADIENT_ROWS):
         n = min(GRADIENT_ROWS, r1 - s0)
         origin = (s0 - r0) * b[1]
-        # the rows of b that the next block packs: a part by each tile but those that fetch da
+        # the rows of b that the next block reads: a part by each tile but those that fetch da
         fetching = min(SPREAD, Kp // panel)
         count = (i1 - i0 + ROWS - 1) // ROWS * (Kp // panel) - (i1 - i0) // TURNED * fetching
         later = min(GRADIENT_ROWS, r1 - s0 - n) * b[1]
@@ -126,7 +128,7 @@ def weight_gradient(da, some, columns, b, K, gradient, scratch):
                     height = min(ROWS, i1 - i - r)
                     own = shifted(a, r, a[1])
                     c = shifted(gradient, (i - i0 + r) * Kp + p0 * panel, Kp)
-                    if as_it_lies and panel > K:
+                    if half:
                         _turned_half(height, 1, own, panels, n, c, c, ahead)
                         continue
                     begin = 0

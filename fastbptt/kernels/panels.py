@@ -11,7 +11,9 @@ from .jit import kernel
 from .simd import FMAS, REGISTER_BYTES, VECTORS, copy_run, lanes, lanes_of, rows, shifted
 from .tiles import PANELS, TALLEST, TOGETHER, WEIGHTS_AHEAD, tile, tiles
 
-BLOCK = 4 * VECTORS  # registers of outputs a time loop finishes before it goes on: L1 holds them
+# Registers of outputs that a time loop finishes before it goes on, of few rows: L1 holds them.  The
+# slots of so many are packed as one matrix.
+BLOCK = 4 * VECTORS
 
 
 # Names and not a table: Numba sees intrinsics as globals only.  Of one panel and of one that is but
@@ -284,6 +286,7 @@ def _many_rows_matmul(A, M, W, N, S, C, soon):
     more = M - (tall - 1) * count
     size = _size(soon)
     halves = 2 if K >= _SPLIT_FROM and M * K * itemsize >= SPLIT else 1
+    upper = K - K // 2 if halves == 2 else K
     wanted = M >= FETCHING and 0 < size * itemsize <= MOST_SOON and halves == 1
     far = WEIGHTS_AHEAD or (count >= _FAR_TILES and N * K * itemsize >= _FAR)
     low = 0
@@ -298,9 +301,7 @@ def _many_rows_matmul(A, M, W, N, S, C, soon):
     part = (panel + count - 1) // count
     n = until = begun = run = 0
     for turn in range(halves):
-        first, k = 0, K
-        if halves == 2:
-            first, k = (0, K - K // 2) if turn == 0 else (K - K // 2, K // 2)
+        first, k = (0, upper) if turn == 0 else (upper, K - upper)
         j = low
         while j < N:
             whole = j + panel <= N

@@ -46,9 +46,10 @@ _GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
 # Steps of k in one turn of the loop of a tile of several rows and panels: LLVM by itself makes that
 # two, and a product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
 _UNROLLED = 4 if REGISTERS == 16 else 1
-# Those of a transposed one, and how many of them fetch a line.  All of da's next columns fetched by
-# the first of their products, a line at each k, was more at once than a core can wait for: the
-# gradients of 256 to 1024 units took 1.05 to 1.07 times as long (Granite Rapids).
+# Those of a transposed one, of which one fetches a line: as many tiles have what they fetch.  All
+# of da's next columns fetched by the first of their products, a line at each k, was more at once
+# than a core can wait for: the gradients of 256 to 1024 units took 1.05 to 1.07 times as long
+# (Granite Rapids).
 SPREAD = 4
 _LINE = max(1, 64 // REGISTER_BYTES)  # registers of a cache line
 _SOON = 12  # steps of k of a tile of many rows: some hundred cycles, which L2 takes at its slowest
@@ -130,8 +131,8 @@ class _Tile(NamedTuple):
     all rows.  Of `ahead`, `rows` too, a tile of many rows fetches K into L2, a line of each: what
     is needed next from further away; a transposed one a line at each k that SPREAD divides, a
     "fetching" one of few rows and several panels in each turn of its loop of _UNROLLED k, none
-    where that is 1.  One of many rows and of at least
-    _BELOW_FROM k fetches the S of the tile below it, too.
+    where that is 1.  One of many rows and of at least _BELOW_FROM k fetches the S of the tile below
+    it, too, a "second" or transposed one its own.
     A "half" one, of one row, is one of the two sums alone: C = (S + A W) + ahead, S, C and ahead
     (panels, width) with the panels at their strides.
     """
@@ -174,7 +175,6 @@ class _Tile(NamedTuple):
         # as long
         by_weight = (height + 1) * len(across) >= REGISTERS
         transposed, half = self.kind == "transposed", self.kind == "half"
-        one_sum = self.kind in ("first", "second", "transposed")
         i32, i64 = ir.IntType(32), ir.IntType(64)
         vector, size = vector_of(place)
         width = vector.count
@@ -288,15 +288,12 @@ class _Tile(NamedTuple):
             # that the FMAs need: up to a tenth slower.
             starts = [A.row(builder, i64(r)) for r in range(height)]
             sources = [of_unknown_origin(builder, start, "r") for start in starts]
-        if one_sum:
+        if self.kind in ("second", "transposed"):
             firsts = [none]
             for pointer in registers(S):  # long before they are added to
                 prefetch(builder, pointer, TO_L1)
-            if self.kind == "first":
-                total, other = one_stream(K, [loaded(pointer) for pointer in registers(S)]), None
-            else:
-                total = one_stream(K, zeros)
-                other = [loaded(pointer) for pointer in registers(S)]
+            total = one_stream(K, zeros)
+            other = [loaded(pointer) for pointer in registers(S)]
         else:
             less = builder.lshr(K, i64(1))
             more = builder.sub(K, less)
@@ -308,7 +305,10 @@ class _Tile(NamedTuple):
                         for v in range(0, self.vectors, _LINE):
                             below = register_at(builder, S.row(builder, i64(r)), v, vector)
                             prefetch(builder, below, TO_L1)
-            if half:
+            if self.kind == "first":
+                firsts = [none]
+                total, other = one_stream(K, start), None
+            elif half:
                 firsts = [none]
                 total = one_stream(K, start)
                 other = [loaded(pointer) for pointer in registers(ahead)]
