@@ -45,8 +45,8 @@ def order(design: Design) -> Order:
 def pack(weights, gates, cuts, H, panels):
     """Weights (G·H,K), whose `gates` the slots get, -> flat panels, padded(H)·K for each slot.
 
-    The slots of a product, if within one block, are packed as one matrix, so that few wide tiles
-    cover them all.
+    The slots of a product, if no more than a BLOCK each, are packed as one matrix, so that few wide
+    tiles cover them all.
     """
     K, width = weights.shape[1], lanes_of(weights)
     Hp, panel = (H + width - 1) // width * width, VECTORS * width

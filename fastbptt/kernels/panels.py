@@ -266,7 +266,8 @@ def rows_matmul(A, M, W, N, S, C, soon):
     loop over time comes to next: with FETCHING rows or more each tile has a part of them
     brought to L2, evenly: in a burst, the lines on their way leave no room for the product's own.
     A line at each k, by low tiles at each fourth: of a run that is longer than the tiles' k some
-    lines are left out.
+    lines are left out.  Nothing is fetched where all of it is more than MOST_SOON bytes, or where
+    W is gone through twice (SPLIT).
     """
     if M <= TALLEST and (M < FETCHING or _size(soon) == 0):
         _few_rows_matmul(A, M, W, N, S, C)

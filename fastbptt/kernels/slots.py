@@ -37,7 +37,7 @@ def slots_apart(W, apart):
 
 @kernel(part=True, inlined=True)
 def _products(width, W, count, units):
-    """(products, first output, outputs of each): within one block slots are packed as one matrix.
+    """(products, first output, outputs of each): up to BLOCK, slots are packed as one matrix.
 
     See `packing.pack`.  Who has some of the units, if they are `shareable`, finds them in it too.
     """
@@ -61,9 +61,9 @@ def row_slots_matmul(A, W, count, units, S, C):
 def slots_matmul(A, M, W, count, units, S, C, soon):
     """C = S + A W' for M rows and some units of `count` slots, W those slots as they are packed.
 
-    `units` are (Hp, j0, j1): of each slot's Hp those from j0 to j1-1, but all of them within one
-    block unless W is `slots_apart`.  With rows enough the first product fetches `soon`, see
-    `panels.rows_matmul`.
+    `units` are (Hp, j0, j1): of each slot's Hp those from j0 to j1-1, but all of them where they
+    are no more than a BLOCK, unless W is `slots_apart`.  With rows enough the first product fetches
+    `soon`, see `panels.rows_matmul`.
     """
     if M == 1:
         row_slots_matmul(A, W, count, units, S, C)

@@ -46,8 +46,8 @@ _GROUP = 4 if FMAS == 1 or REGISTER_BYTES == 32 else 1
 # Steps of k in one turn of the loop of a tile of several rows and panels: LLVM by itself makes that
 # two, and a product of nine rows and 64 by 64 weights ran at 86 GFLOP/s and not 92.
 _UNROLLED = 4 if REGISTERS == 16 else 1
-# Those of a transposed one, of which one fetches a line: as many tiles have what they fetch.  All
-# of da's next columns fetched by the first of their products, a line at each k, was more at once
+# Those of a transposed one, at the first of which it fetches a line, so that as many tiles together
+# have da's next columns brought.  All of them by the first tile, a line at each k, was more at once
 # than a core can wait for: the gradients of 256 to 1024 units took 1.05 to 1.07 times as long
 # (Granite Rapids).
 SPREAD = 4
